@@ -1,0 +1,40 @@
+# make demo   the whole pipeline on this machine: no GPU, no conda, no root; about 8 minutes after installation
+# make test   lint, types, unit tests, dry runs of every recipe, the tiny recipe end to end
+.PHONY: demo tiny test lint format pins rulegraph
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONUNBUFFERED := 1
+
+demo: .venv/complete
+	@snakemake
+	@python workflow/scripts/print_headline.py --comparison results/report/digits/comparison.json
+
+tiny: .venv/complete
+	@snakemake --configfile config/recipes/tiny.yaml
+	@python workflow/scripts/print_headline.py --comparison results/tiny/report/tiny/comparison.json
+
+test: lint
+	pytest
+
+lint: .venv/complete
+	ruff check
+	ruff format --check
+	mypy
+	snakefmt --check Snakefile workflow/rules
+	snakemake --lint
+
+format: .venv/complete
+	ruff check --fix
+	ruff format
+	snakefmt Snakefile workflow/rules
+
+# Refresh requirements.txt and envs/*.yaml from the direct dependencies in envs/*.in
+pins:
+	python3 envs/pin.py
+
+# The picture of the workflow in the README
+rulegraph: .venv/complete
+	python docs/rulegraph.py
+
+.venv/complete: requirements.txt
+	@bash envs/make_venv.sh

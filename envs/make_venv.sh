@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Builds .venv from requirements.txt with the first usable Python; .venv/complete marks that it got to the end.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() { printf 'error: %s\n    -> %s\n' "$1" "$2" >&2; exit 1; }
+
+python=""
+for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; break; fi
+done
+[ -n "$python" ] || fail "no Python 3.11 or newer (python3 is $(python3 --version 2>&1 || true))" \
+    "install one (Debian: apt install python3.11 python3.11-venv) or name it: make demo PYTHON=/path/to/python3.12"
+
+echo "Building .venv with $("$python" --version); this takes a few minutes once"
+rm -rf .venv
+"$python" -m venv .venv || fail "cannot make a virtual environment" "Debian and Ubuntu: apt install python3-venv"
+# DeepSpeed compiles nothing at install time; what it needs it builds when first used.
+DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || {
+    rm -rf .venv
+    fail "pip could not install requirements.txt (its message is above)" \
+        "check the network and the package index, then run the same command again"
+}
+touch .venv/complete
