@@ -1,0 +1,3 @@
+"""vlmflow: pictures and question/answer pairs to a fine-tuned, merged, converted and measured VLM."""
+
+__version__ = "0.1.0"
