@@ -1,0 +1,127 @@
+"""A configuration that is wrong says where, and what would be right."""
+
+from __future__ import annotations
+
+import dataclasses
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from vlmflow.config import SCHEMA, resolve
+from vlmflow.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "config").rglob("*.yaml"))
+DEMO = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+
+
+def edited(path: str, value: Any) -> dict[str, Any]:
+    """The demo's configuration with the key at the dotted ``path`` set."""
+    config = deepcopy(DEMO)
+    *parents, last = path.split(".")
+    node = config
+    for key in parents:
+        node = node.setdefault(key, {})
+    node[last] = value
+    return config
+
+
+def test_the_schema_is_a_schema_and_describes_every_key() -> None:
+    schema = yaml.safe_load(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+
+    def undescribed(node: Any, path: str) -> list[str]:
+        if not isinstance(node, dict):
+            return []
+        found = [
+            f"{path}.{name}"
+            for name, child in node.get("properties", {}).items()
+            if "description" not in child and "$ref" not in child and "default" not in child
+        ]
+        return found + [item for key, child in node.items() for item in undescribed(child, f"{path}.{key}")]
+
+    assert undescribed(schema, "") == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_resolve_and_resolving_again_changes_nothing(path: Path) -> None:
+    resolved = resolve(yaml.safe_load(path.read_text()))
+    assert resolve(resolved) == resolved
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_have_a_header_that_says_how_to_run_them(path: Path) -> None:
+    head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    assert "yaml-language-server" in head
+    assert "Needs" in head
+    assert "Run" in head
+
+
+def test_defaults_reach_nested_keys_and_leave_the_input_alone() -> None:
+    config = deepcopy(DEMO)
+    resolved = resolve(config)
+    assert config == DEMO
+    assert resolved["datasets"]["digit-questions"]["split"] == {"validation": 0.1, "test": 0.1, "seed": 0}
+    assert resolved["finetunes"]["qlora"]["lora"]["vision_rank"] == 0
+    assert resolved["finetunes"]["qlora"]["weight_decay"] == 0
+    assert resolved["finetunes"]["qlora"]["max_grad_norm"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("finetunez", {}, "no key 'finetunez' here; did you mean 'finetunes'?"),
+        (
+            "finetunes.qlora.lerning_rate",
+            1,
+            "finetunes.qlora: no key 'lerning_rate' here; did you mean 'learning_rate'?",
+        ),
+        ("finetunes.qlora.lora.rnk", 1, "finetunes.qlora.lora: no key 'rnk' here; did you mean 'rank'?"),
+        ("finetunes.qlora.resources.gpus", 1, "no key 'gpus' here; did you mean 'gpu'?"),
+        ("datasets.digit-questions.anotations", "x", "did you mean 'annotations'?"),
+        ("finetunes.qlora.method", "qlorra", "finetunes.qlora.method: 'qlorra' is not one of"),
+        ("finetunes.qlora.batch_size", "8", "finetunes.qlora.batch_size: '8' is not of type 'integer'"),
+        ("finetunes.qlora.init", "projektor", "no 'projektor' in pretrains or models; did you mean 'projector'?"),
+        ("finetunes.qlora.datasets", ["nothing"], "no 'nothing' in datasets"),
+        ("experiments.digits.evaluations", ["heldout"], "did you mean 'held-out'?"),
+        ("experiment", "digts", "experiment: no 'digts' in experiments; did you mean 'digits'?"),
+        ("experiments.report", {"finetune": "qlora", "evaluations": ["held-out"]}, "name of a target rule"),
+        ("models.projector", DEMO["models"]["smollm2-vit"], "ambiguous"),
+        ("models.x y", DEMO["models"]["smollm2-vit"], "letters, digits"),
+        ("models.smollm2-vit.language", {}, "exactly one of source, path"),
+        ("sources.digits.url", "https://example.org/x", "exactly one of pypi, url, hub"),
+        ("datasets.digit-questions.split", {"validation": 0.5, "test": 0.5}, "leave nothing to train on"),
+    ],
+)
+def test_what_is_wrong_is_said(path: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve(edited(path, value))
+    assert message in str(error.value)
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    config = edited("finetunes.qlora.lerning_rate", 1)
+    config["evaluations"]["held-out"]["splitt"] = "test"
+    with pytest.raises(UserError, match=r"2 problem"):
+        resolve(config)
+
+
+def test_training_options_are_the_keys_of_the_schema() -> None:
+    """What the scripts parse is what the schema documents."""
+    from vlmflow.training.options import Execution, FinetuneOptions, PretrainOptions, TrainingOptions
+
+    definitions = yaml.safe_load(SCHEMA.read_text())["$defs"]
+
+    def fields(options: type) -> set[str]:
+        return {field.name for field in dataclasses.fields(options)}
+
+    assert fields(TrainingOptions) - {"repeat"} == set(definitions["training"]["properties"])
+    own = {"model", "dataset", "learning_rate", "resources"}
+    assert fields(PretrainOptions) - fields(TrainingOptions) == set(definitions["pretrain"]["properties"]) - own
+    own = {"init", "datasets", "learning_rate", "merge", "convert", "resources"}
+    assert fields(FinetuneOptions) - fields(TrainingOptions) == set(definitions["finetune"]["properties"]) - own
+    assert fields(Execution) == set(definitions["resources"]["properties"]) - {"gpu", "cpus", "mem_mb", "runtime"}

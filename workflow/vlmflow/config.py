@@ -1,0 +1,142 @@
+"""The configuration: checked against its schema, filled with defaults, cross-referenced. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from vlmflow.errors import UserError
+
+Config = dict[str, Any]
+
+SCHEMA = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.yaml"
+TARGETS = ("all", "data", "pretrain", "finetune", "merge", "evaluate", "report")
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON schema of the configuration (workflow/schemas/config.schema.yaml)."""
+    loaded: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    return loaded
+
+
+def resolve(config: Config) -> Config:
+    """A checked copy of ``config`` with every default filled in.
+
+    Raises :class:`UserError` that lists every problem: unknown keys with the nearest right one, values of the wrong
+    type, names that no node has.
+    """
+    problems = [_describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
+    if not problems:
+        config = deepcopy(config)
+        _fill_defaults(config, schema())
+        problems = [*_dangling(config), *_contradictions(config)]
+    if problems:
+        found = "\n  ".join(problems)
+        raise UserError(f"the configuration has {len(problems)} problem(s):\n  {found}", f"every key: {SCHEMA.name}")
+    return config
+
+
+def _describe(error: jsonschema.ValidationError) -> str:
+    where = ".".join(str(part) for part in error.absolute_path) or "the top level"
+    if error.validator in ("additionalProperties", "unevaluatedProperties"):
+        known = list(_properties(error.schema))
+        unknown = [key for key in error.instance if key not in known]
+        return f"{where}: " + "; ".join(f"no key '{key}' here{nearest(key, known)}" for key in unknown)
+    if error.validator == "oneOf":
+        choices = [alternative["required"][0] for alternative in error.validator_value]
+        return f"{where}: give exactly one of {', '.join(choices)}"
+    if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
+        return f"{where}: '{error.instance}': {error.schema['description']}"
+    return f"{where}: {error.message}"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``; did you mean 'x'?``, or the list of what there is when nothing is near."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; there is {', '.join(sorted(known)) or 'none'}"
+
+
+def _properties(node: dict[str, Any]) -> dict[str, Any]:
+    """The named properties of an object schema, those of its ``allOf`` parts first."""
+    parts = [_properties(_target(part)) for part in node.get("allOf", [])]
+    return functools.reduce(lambda left, right: {**left, **right}, [*parts, node.get("properties", {})], {})
+
+
+def _target(node: dict[str, Any]) -> dict[str, Any]:
+    """``node`` merged over what its ``$ref`` points to (always ``#/$defs/NAME`` here)."""
+    if "$ref" not in node:
+        return node
+    return {**_target(schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]), **node}
+
+
+def _fill_defaults(value: Any, node: dict[str, Any]) -> None:
+    node = _target(node)
+    if not isinstance(value, dict):
+        return
+    for name, child in _properties(node).items():
+        child = _target(child)
+        if name not in value and "default" in child:
+            value[name] = deepcopy(child["default"])
+        if name in value:
+            _fill_defaults(value[name], child)
+    if isinstance(node.get("additionalProperties"), dict):
+        for child_value in value.values():
+            _fill_defaults(child_value, node["additionalProperties"])
+
+
+def _references(config: Config) -> Iterator[tuple[str, str, list[str]]]:
+    """Every (place, name, sections that may hold it)."""
+    for name, node in config["datasets"].items():
+        if "source" in node:
+            yield f"datasets.{name}.source", node["source"], ["sources"]
+    for name, node in config["models"].items():
+        for part in ("language", "vision", "checkpoint"):
+            if "source" in node.get(part, {}):
+                yield f"models.{name}.{part}.source", node[part]["source"], ["sources"]
+    for name, node in config["pretrains"].items():
+        yield f"pretrains.{name}.model", node["model"], ["models"]
+        yield f"pretrains.{name}.dataset", node["dataset"], ["datasets"]
+    for name, node in config["finetunes"].items():
+        yield f"finetunes.{name}.init", node["init"], ["pretrains", "models"]
+        for dataset in node["datasets"]:
+            yield f"finetunes.{name}.datasets", dataset, ["datasets"]
+    for name, node in config["evaluations"].items():
+        yield f"evaluations.{name}.dataset", node["dataset"], ["datasets"]
+    for name, node in config["experiments"].items():
+        yield f"experiments.{name}.finetune", node["finetune"], ["finetunes"]
+        for evaluation in node["evaluations"]:
+            yield f"experiments.{name}.evaluations", evaluation, ["evaluations"]
+    if config["experiment"] is not None:
+        yield "experiment", config["experiment"], ["experiments"]
+
+
+def _dangling(config: Config) -> Iterator[str]:
+    for place, name, sections in _references(config):
+        known = [node for section in sections for node in config[section]]
+        if name not in known:
+            yield f"{place}: no '{name}' in {' or '.join(sections)}{nearest(name, known)}"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    for name in config["experiments"]:
+        if name in TARGETS:
+            yield f"experiments.{name}: this is the name of a target rule; choose another"
+    for name in set(config["pretrains"]) & set(config["models"]):
+        yield f"pretrains.{name}: a model has this name too, so that `init: {name}` is ambiguous; rename one"
+    for name, node in config["models"].items():
+        needed = ("language", "vision") if node["family"] == "llava" else ("checkpoint",)
+        for part in (part for part in needed if part not in node):
+            yield f"models.{name}: family {node['family']} needs the key '{part}'"
+    for name, node in config["datasets"].items():
+        if node["split"]["validation"] + node["split"]["test"] >= 1:
+            yield f"datasets.{name}.split: validation and test leave nothing to train on"
