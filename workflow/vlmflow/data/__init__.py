@@ -1,0 +1,1 @@
+"""The data stage: formats, pictures, splits, and the report of what is wrong."""
