@@ -1,0 +1,129 @@
+"""A tiny model directory, a tiny data set: small random networks with the structure of the real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image as Pictures
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from vlmflow.data.records import Image, Record, Turn, write_records
+from vlmflow.files import sha256_file, write_manifest
+from vlmflow.models.build import build_model
+
+ANSWERS = ("red", "green", "blue", "white")
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, one token per byte, with ChatML's special tokens."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )
+
+
+def make_tiny_model(folder: Path, seed: int = 0, tie: bool = True, dtype: str = "float32") -> Path:
+    """Build a random LLaVA model directory below ``folder``; returns its manifest."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    language = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tie,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=2,
+        )
+    )
+    language.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    vision = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+        )
+    )
+    language.save_pretrained(folder / "language")
+    tokenizer.save_pretrained(folder / "language")
+    vision.save_pretrained(folder / "vision")
+    config = {"family": "llava", "language": str(folder / "language"), "vision": str(folder / "vision"),
+              "template": "chatml", "image_size": None, "feature_layer": -2, "dtype": dtype, "seed": seed}  # fmt: skip
+    build_model(config, folder / "model" / "manifest.json")
+    return folder / "model" / "manifest.json"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of a random LLaVA model directory."""
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny_data(folder: Path, records: int = 24) -> Path:
+    """A data set of one-coloured pictures below ``folder``; returns its manifest."""
+    folder.mkdir(parents=True)
+    made = []
+    for index in range(records):
+        answer = ANSWERS[index % len(ANSWERS)]
+        path = folder / f"{index}.png"
+        Pictures.new("RGB", (10 + index, 12), answer).save(path)
+        image = Image(str(path), 10 + index, 12, sha256_file(path))
+        turns = (Turn("user", "<image>\nWhat colour is this?"), Turn("assistant", answer))
+        made.append(Record(f"r{index}", (image,), turns, "colour"))
+    for split, part in (("train", made[:-8]), ("validation", made[-8:-4]), ("test", made[-4:])):
+        write_records(folder / f"{split}.jsonl", part)
+    write_manifest(folder)
+    return folder / "manifest.json"
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of a small data set."""
+    return make_tiny_data(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture
+def training() -> Callable[..., dict[str, Any]]:
+    """Training options with small defaults."""
+
+    def options(**changed: Any) -> dict[str, Any]:
+        defaults = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "weight_decay": 0.0, "betas": [0.9, 0.999],
+                    "warmup_ratio": 0.0, "schedule": "constant", "max_grad_norm": 1.0, "max_length": 256,
+                    "precision": "fp32", "seed": 0, "repeat": [1]}  # fmt: skip
+        return {**defaults, **changed}
+
+    return options
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,1 @@
+"""Base models: reading checkpoints, assembling complete model directories, one prompt template."""

@@ -1,0 +1,86 @@
+"""Complete model directories: what AutoModelForImageTextToText, AutoProcessor and LMDeploy load as it is."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from vlmflow.errors import UserError
+from vlmflow.files import read_manifest
+
+LANGUAGE = "model.language_model"
+PROJECTOR = "model.multi_modal_projector"
+VISION = "model.vision_tower"
+PROJECTOR_FILE = "projector.safetensors"
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+transformers.utils.logging.disable_progress_bar()
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which other libraries import, would warn
+
+
+def load_model(manifest: Path, **options: Any) -> Any:
+    """The model beside ``manifest``, in evaluation mode; ``options`` go to ``from_pretrained`` (dtype, quantisation).
+
+    Raises :class:`UserError` when a file is missing, of the wrong size, or a tensor has no value.
+    """
+    read_manifest(manifest)
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        manifest.parent, output_loading_info=True, local_files_only=True, **options
+    )
+    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
+    if wrong:
+        raise UserError(f"the weights do not fit the configuration: {wrong}", file=manifest.parent)
+    return model.eval()
+
+
+def load_processor(manifest: Path) -> Any:
+    """The processor beside ``manifest``; pictures go through Pillow everywhere, so that all machines see the same."""
+    processor = AutoProcessor.from_pretrained(manifest.parent, local_files_only=True, backend="pil")
+    processor.tokenizer.padding_side = "right"
+    return processor
+
+
+def save_model(model: Any, processor: Any, directory: Path, max_shard_size: str = "4GB") -> None:
+    """Write weights, configuration, processor and tokenizer as safetensors and JSON.
+
+    LMDeploy's PyTorch engine looks for ``architectures`` inside ``text_config``, where transformers writes none.
+    """
+    model.save_pretrained(directory, max_shard_size=max_shard_size)
+    processor.save_pretrained(directory)
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["text_config"]["architectures"] = [type(model.model.language_model).__name__.replace("Model", "ForCausalLM")]
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def load_projector(model: Any, manifest: Path) -> None:
+    """Replace the projector's weights by those beside ``manifest``; every tensor must find its place."""
+    read_manifest(manifest)
+    state = load_file(manifest.parent / PROJECTOR_FILE)
+    projector = model.get_submodule(PROJECTOR)
+    expected = projector.state_dict()
+    if {name: tensor.shape for name, tensor in state.items()} != {name: t.shape for name, t in expected.items()}:
+        raise UserError("the projector belongs to another model", file=manifest.parent / PROJECTOR_FILE)
+    projector.load_state_dict(state)
+
+
+def picture_tokens(processor: Any) -> int:
+    """Tokens of one picture; LLaVA resizes every picture to the same size."""
+    side = processor.image_processor.size
+    patches = (side["height"] // processor.patch_size) * (side["width"] // processor.patch_size)
+    dropped = processor.vision_feature_select_strategy == "default"
+    return int(patches + processor.num_additional_image_tokens - dropped)
+
+
+def device() -> torch.device:
+    """The first GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
