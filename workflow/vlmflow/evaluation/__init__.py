@@ -1,0 +1,1 @@
+"""Answers of a checkpoint: asked, scored, and compared before and after training."""

@@ -1,0 +1,1 @@
+"""The page that shows what training did: one self-contained HTML file."""
