@@ -1,0 +1,61 @@
+"""Path helpers and target lists; what a job depends on is decided in workflow/vlmflow/plan.py."""
+
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
+from vlmflow.errors import UserError
+from vlmflow.plan import CHECKPOINT, Plan
+
+try:
+    plan = Plan(config)
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+RESULTS = plan.results
+SCRIPTS = "workflow/scripts"
+CONFIG_FILES = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
+
+
+wildcard_constraints:
+    name=r"[A-Za-z0-9_-]+",
+    finetune=r"[A-Za-z0-9_-]+",
+    checkpoint=CHECKPOINT,
+
+
+def manifests(stage, names):
+    return [plan.manifest(stage, name) for name in names]
+
+
+def scores():
+    return sorted(
+        {path for experiment in plan.experiments() for path in plan.scores(experiment)}
+    )
+
+
+def reports():
+    return [
+        f"{RESULTS}/report/{experiment}/index.html" for experiment in plan.experiments()
+    ]
+
+
+def print_headlines():
+    from vlmflow.report.headline import headline
+
+    for comparison in (Path(page).with_name("comparison.json") for page in reports()):
+        if comparison.is_file():
+            print(headline(comparison), file=sys.stderr)
+
+
+# `snakemake NAME` builds the experiment NAME.
+for experiment in plan.config["experiments"]:
+
+    rule:
+        name:
+            experiment
+        input:
+            f"{RESULTS}/report/{experiment}/index.html",
+        localrule: True

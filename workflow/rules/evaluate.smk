@@ -1,0 +1,59 @@
+rule evaluate_checkpoint:
+    input:
+        unpack(lambda w: plan.checkpoint_inputs(w.checkpoint)),
+        data=lambda w: plan.manifest("data", plan.evaluation(w.name)["dataset"]),
+    output:
+        scores=f"{RESULTS}/evaluate/{{name}}/{{checkpoint}}/scores.json",
+        predictions=f"{RESULTS}/evaluate/{{name}}/{{checkpoint}}/predictions.jsonl",
+    log:
+        f"{RESULTS}/logs/evaluate_checkpoint/{{name}}/{{checkpoint}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_checkpoint/{{name}}/{{checkpoint}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: lambda w: plan.resource("evaluations", w.name, "cpus")
+    resources:
+        gpu=lambda w: plan.resource("evaluations", w.name, "gpu"),
+        mem_mb=lambda w, attempt: plan.memory("evaluations", w.name, attempt),
+        runtime=lambda w: plan.resource("evaluations", w.name, "runtime"),
+    params:
+        config=lambda w: plan.evaluation_params(w.name),
+        code=plan.code("evaluate_checkpoint"),
+        projector=lambda w, input: (
+            f"--projector {input.projector}" if "projector" in input.keys() else ""
+        ),
+        batch_size=lambda w, resources: plan.resource(
+            "evaluations", w.name, "micro_batch_size"
+        ),
+    message:
+        "Asking {wildcards.checkpoint} the questions of {wildcards.name}"
+    shell:
+        f"python {SCRIPTS}/evaluate_checkpoint.py --config {{params.config:q}} --model {{input.model:q}} {{params.projector}}"
+        " --checkpoint {wildcards.checkpoint:q} --data {input.data:q} --batch-size {params.batch_size}"
+        " --output {output.scores:q} 2> >(tee {log:q} >&2)"
+
+
+rule evaluate_baselines:
+    input:
+        train=lambda w: plan.finetune_datasets(w.finetune),
+        data=lambda w: plan.manifest("data", plan.evaluation(w.name)["dataset"]),
+    output:
+        f"{RESULTS}/evaluate/{{name}}/baselines-{{finetune}}.json",
+    log:
+        f"{RESULTS}/logs/evaluate_baselines/{{name}}/{{finetune}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate_baselines/{{name}}/{{finetune}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        config=lambda w: plan.evaluation_params(w.name),
+        code=plan.code("evaluate_baselines"),
+    message:
+        "Majority and nearest-neighbour answers for {wildcards.name}"
+    shell:
+        f"python {SCRIPTS}/evaluate_baselines.py --config {{params.config:q}} --train {{input.train:q}}"
+        " --data {input.data:q} --output {output:q} 2> {log:q}"

@@ -1,0 +1,31 @@
+rule train_adapter:
+    input:
+        model=lambda w: plan.manifest("models", plan.model_of(w.name)),
+        projector=lambda w: plan.projector(w.name),
+        data=lambda w: plan.finetune_datasets(w.name),
+    output:
+        manifest=f"{RESULTS}/finetune/{{name}}/manifest.json",
+        metrics=f"{RESULTS}/finetune/{{name}}/metrics.jsonl",
+    log:
+        f"{RESULTS}/logs/train_adapter/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_adapter/{{name}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: lambda w: plan.resource("finetunes", w.name, "cpus")
+    resources:
+        gpu=lambda w: plan.resource("finetunes", w.name, "gpu"),
+        mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
+        runtime=lambda w: plan.resource("finetunes", w.name, "runtime"),
+    params:
+        config=lambda w: plan.finetune_params(w.name),
+        code=plan.code("train_adapter"),
+        execution=lambda w, resources: plan.execution("finetunes", w.name),
+        launcher=lambda w, resources: plan.launcher("finetunes", w.name),
+        checkpoints=f"{RESULTS}/checkpoints/finetune/{{name}}",
+    message:
+        "Fine-tuning {wildcards.name}"
+    shell:
+        f"{{params.launcher}} {SCRIPTS}/train_adapter.py --config {{params.config:q}} --model {{input.model:q}}"
+        " --projector {input.projector:q} --data {input.data:q} --execution {params.execution:q}"
+        " --checkpoints {params.checkpoints:q} --output {output.manifest:q} 2> >(tee {log:q} >&2)"

@@ -1,0 +1,58 @@
+rule build_model:
+    input:
+        lambda w: plan.model_inputs(w.name),
+    output:
+        f"{RESULTS}/models/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/build_model/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/build_model/{{name}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: lambda w: plan.resource("models", w.name, "cpus")
+    resources:
+        mem_mb=lambda w, attempt: plan.memory("models", w.name, attempt),
+        runtime=lambda w: plan.resource("models", w.name, "runtime"),
+    params:
+        config=lambda w: plan.model_params(w.name),
+        code=plan.code("build_model"),
+    message:
+        "Building the base model {wildcards.name}"
+    shell:
+        f"python {SCRIPTS}/build_model.py --config {{params.config:q}} --output {{output:q}} 2> {{log:q}}"
+
+
+# `execution` takes `resources` as an argument so that snakemake does not count it among the parameters that a result
+# depends on: splitting a batch in another way re-runs nothing.
+rule train_projector:
+    input:
+        model=lambda w: plan.manifest("models", plan.model_of(w.name)),
+        data=lambda w: plan.manifest(
+            "data", plan.config["pretrains"][w.name]["dataset"]
+        ),
+    output:
+        manifest=f"{RESULTS}/pretrain/{{name}}/manifest.json",
+        metrics=f"{RESULTS}/pretrain/{{name}}/metrics.jsonl",
+    log:
+        f"{RESULTS}/logs/train_projector/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train_projector/{{name}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: lambda w: plan.resource("pretrains", w.name, "cpus")
+    resources:
+        gpu=lambda w: plan.resource("pretrains", w.name, "gpu"),
+        mem_mb=lambda w, attempt: plan.memory("pretrains", w.name, attempt),
+        runtime=lambda w: plan.resource("pretrains", w.name, "runtime"),
+    params:
+        config=lambda w: plan.pretrain_params(w.name),
+        code=plan.code("train_projector"),
+        execution=lambda w, resources: plan.execution("pretrains", w.name),
+        launcher=lambda w, resources: plan.launcher("pretrains", w.name),
+        checkpoints=f"{RESULTS}/checkpoints/pretrain/{{name}}",
+    message:
+        "Training the projector {wildcards.name} (language model and vision tower frozen)"
+    shell:
+        f"{{params.launcher}} {SCRIPTS}/train_projector.py --config {{params.config:q}} --model {{input.model:q}}"
+        " --data {input.data:q} --execution {params.execution:q} --checkpoints {params.checkpoints:q}"
+        " --output {output.manifest:q} 2> >(tee {log:q} >&2)"
