@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from vlmflow.errors import UserError
 from vlmflow.files import MANIFEST, sha256_file, staged_directory, write_manifest
+from vlmflow.hub import fetch_hub
 
 _log = logging.getLogger(__name__)
 _WAITS = (2.0, 8.0)  # seconds before the second and the third try
@@ -38,11 +39,12 @@ _OFFLINE = (
 def fetch_source(config: dict[str, Any], output: Path) -> None:
     """Download the files of one source into the folder of ``output``, their manifest.
 
-    ``config`` holds exactly one of ``pypi`` (``NAME==VERSION``: members of its wheel) and ``url`` (one file; http,
-    https or file), and ``files``: name -> expected SHA-256, or None to record it only. Raises :class:`UserError` and
-    leaves nothing behind when a file cannot be had or is not the expected one.
+    ``config`` holds exactly one of ``pypi`` (``NAME==VERSION``: members of its wheel), ``url`` (one file; http, https
+    or file) and ``hub`` (a repository: :func:`vlmflow.hub.fetch_hub`), and ``files``: name -> expected SHA-256, or None
+    to record it only. Raises :class:`UserError` and leaves nothing behind when a file cannot be had or is not the
+    expected one.
     """
-    fetchers = {"pypi": _fetch_wheel, "url": _fetch_url}
+    fetchers = {"pypi": _fetch_wheel, "url": _fetch_url, "hub": None}
     kinds = [kind for kind in fetchers if kind in config]
     if len(kinds) != 1:
         raise UserError(f"a source needs exactly one of {', '.join(fetchers)}", f"this one has {', '.join(config)}")
@@ -50,10 +52,15 @@ def fetch_source(config: dict[str, Any], output: Path) -> None:
     for name in files:
         _check_name(name)
     with staged_directory(output.parent) as directory:
-        fetchers[kinds[0]](config[kinds[0]], files, directory)
+        fetch = fetchers[kinds[0]]
+        facts = {kinds[0]: config[kinds[0]]}
+        if fetch is None:
+            facts = fetch_hub(config, directory)
+        else:
+            fetch(config[kinds[0]], files, directory)
         for name, expected in files.items():
             _check_hash(directory / name, name, expected)
-        write_manifest(directory, source={kinds[0]: config[kinds[0]]})
+        write_manifest(directory, source=facts)
 
 
 def _check_name(name: str) -> None:
@@ -66,6 +73,8 @@ def _check_name(name: str) -> None:
 
 
 def _check_hash(path: Path, name: str, expected: str | None) -> None:
+    if not path.is_file():
+        raise UserError("not in the source", "correct the name under `files`", file=name)
     found = sha256_file(path)
     if expected is None:
         _log.warning("%s is not checked; to pin it, write its SHA-256 into the configuration: %s", name, found)
