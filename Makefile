@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on this machine: no GPU, no conda, no root; about 8 minutes after installation
 # make test   lint, types, unit tests, dry runs of every recipe, the tiny recipe end to end
-.PHONY: demo tiny test lint format pins rulegraph
+.PHONY: demo tiny test lint format pins docs rulegraph
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -32,7 +32,10 @@ format: .venv/complete
 pins:
 	python3 envs/pin.py
 
-# The picture of the workflow in the README
+# docs/config.md from the schema, and the picture of the workflow in the README
+docs: rulegraph
+	python docs/make_config_reference.py
+
 rulegraph: .venv/complete
 	python docs/rulegraph.py
 

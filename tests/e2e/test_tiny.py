@@ -24,6 +24,12 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def printed_command(output: str, script: str) -> str:
+    """The command of a job as snakemake shows it."""
+    line = next(line for line in output.splitlines() if f"{script}.py" in line)
+    return line[line.index("python ") :]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A copy of the repository in which the tiny recipe has run, and what was printed."""
@@ -125,7 +131,7 @@ def test_touching_pictures_and_weights_reruns_nothing(finished: tuple[Path, str]
 
 
 def test_a_stage_runs_by_hand_from_the_printed_command(finished: tuple[Path, str], results: Path) -> None:
-    command = next(line.strip() for line in finished[1].splitlines() if "merge_adapter.py" in line)
+    command = printed_command(finished[1], "merge_adapter")
     before = read(results / "merged" / "qlora" / "manifest.json")
     subprocess.run(["bash", "-c", command], cwd=finished[0], check=True, capture_output=True)
     assert read(results / "merged" / "qlora" / "manifest.json") == before
@@ -238,6 +244,6 @@ def test_own_pictures_share_the_projector(finished: tuple[Path, str], own_pictur
 
 
 def test_shell_quoting_survives_paths_with_spaces(finished: tuple[Path, str]) -> None:
-    command = next(line.strip() for line in finished[1].splitlines() if "train_adapter.py" in line)
+    command = printed_command(finished[1], "train_adapter")
     words = shlex.split(command.split(" 2> ")[0])
     assert json.loads(words[words.index("--config") + 1])["method"] == "qlora"

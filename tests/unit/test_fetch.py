@@ -120,7 +120,7 @@ def test_an_answer_from_another_place_is_not_appended(server: Server, tmp_path: 
 @pytest.mark.parametrize("sha256", [None, SHA256])
 def test_a_download_that_stays_cut_leaves_nothing(server: Server, tmp_path: Path, sha256: str | None) -> None:
     server.cuts, server.ranges = [1_000_000] * 3, False
-    with pytest.raises(UserError, match=r"failed 3 times: 1000000 of 5120000 bytes arrived[\s\S]*snakemake data"):
+    with pytest.raises(UserError, match=r"failed 3 times: 1000000 of 5120000 bytes arrived[\s\S]*--until fetch_source"):
         get(server, tmp_path, sha256)
     assert not list(tmp_path.iterdir())
 

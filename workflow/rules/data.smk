@@ -1,6 +1,7 @@
 rule validate_dataset:
     input:
         lambda w: plan.dataset_input(w.name),
+        schema="workflow/schemas/llava.schema.yaml",
     output:
         manifest=f"{RESULTS}/data/{{name}}/manifest.json",
         report=report(

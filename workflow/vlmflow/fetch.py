@@ -31,8 +31,8 @@ _TIMEOUT = 60.0  # seconds without a byte
 _BLOCK = 1 << 20
 _INTERRUPTIONS = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _OFFLINE = (
-    "check the network and the package index or address; on a machine without network, run `snakemake data` on one "
-    "that has it, then copy results/sources"
+    "check the network and the package index or address; on a machine without network, run `snakemake --until "
+    "fetch_source` on one that has it, then copy results/sources"
 )
 
 

@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig
 
 from vlmflow.models.directory import LANGUAGE, PROJECTOR, VISION, device, load_model
 from vlmflow.training.options import FinetuneOptions
+from vlmflow.training.precision import compute_dtype
 
 _LINEARS = {
     LANGUAGE: ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
@@ -26,7 +27,7 @@ def load_base(model: Path, options: FinetuneOptions) -> Any:
     Vision tower, projector and output matrix are never quantised. bitsandbytes wants their full names: the short ones
     match nothing and it would quantise the projector too.
     """
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    dtype = compute_dtype(options.precision)
     if options.quantization is None:
         return load_model(model, dtype=dtype).to(device())
     quantization = BitsAndBytesConfig(

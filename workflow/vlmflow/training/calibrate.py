@@ -26,7 +26,8 @@ def calibrate(model: Any, samples: Samples, pictures: int, seed: int) -> None:
     device = projector.linear_1.weight.device
     for index in order.split(64):
         values = torch.cat([samples.sample(records[int(i)])["pixel_values"] for i in index])
-        model.model.get_image_features(values.to(device, projector.linear_1.weight.dtype))
+        with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):
+            model.model.get_image_features(values.to(device, model.dtype))
     hook.remove()
     flat = torch.cat(features).flatten(0, -2).float()
     mean, spread = flat.mean(0), flat.std(0).clamp(min=1e-6)

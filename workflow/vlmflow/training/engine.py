@@ -19,6 +19,7 @@ from vlmflow.training.metrics import MetricsLog
 from vlmflow.training.objective import Objective
 from vlmflow.training.optimizer import make_optimizer, make_scheduler
 from vlmflow.training.options import Execution, TrainingOptions
+from vlmflow.training.precision import compute_dtype
 from vlmflow.training.samples import Batch, Samples, collate
 
 _TRAINED = "trained.safetensors"
@@ -115,22 +116,20 @@ def fit(
 
 def _arguments(options: TrainingOptions, execution: Execution, steps: int, folder: Path) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    dtype = compute_dtype(options.precision)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     share, rest = divmod(options.batch_size, processes)
     if rest:
         raise UserError(f"batch_size {options.batch_size} cannot be shared by {processes} processes")
     micro = next(size for size in range(min(execution.micro_batch_size, share), 0, -1) if share % size == 0)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=share // micro,
         max_grad_norm=options.max_grad_norm,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         use_cpu=not on_gpu,
         seed=options.seed,
         data_seed=options.seed,
@@ -149,6 +148,8 @@ def _arguments(options: TrainingOptions, execution: Execution, steps: int, folde
         disable_tqdm=True,
         deepspeed=str(_DEEPSPEED / f"{execution.deepspeed}.json") if execution.deepspeed else None,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are torchrun's business, never DataParallel's
+    return arguments
 
 
 def _state_folder(checkpoints: Path, identity: dict[str, Any]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import transformers
 
 from vlmflow.models.directory import PROJECTOR, device, load_model, load_processor
@@ -19,6 +18,7 @@ from vlmflow.training.artefact import (
 from vlmflow.training.calibrate import calibrate
 from vlmflow.training.engine import fit, load_samples
 from vlmflow.training.options import Execution, PretrainOptions
+from vlmflow.training.precision import compute_dtype
 
 
 def train_projector(
@@ -32,7 +32,7 @@ def train_projector(
     transformers.set_seed(config.seed)
     processor = load_processor(model)
     samples = load_samples(data, processor, config)
-    network = load_model(model, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    network = load_model(model, dtype=compute_dtype(config.precision))
     network.to(device()).requires_grad_(False)
     network.get_submodule(PROJECTOR).float().requires_grad_(True)
     if config.calibrate:
