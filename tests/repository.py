@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name != "MAKELEVEL"},  # as from a terminal, not from make
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+}
 _PARTS = ("Snakefile", "workflow", "config", "envs", "profiles", "slurm", "data")
 
 
@@ -28,7 +34,7 @@ def copy_repository(parent: Path) -> Path:
 
 def snakemake(*arguments: str, folder: Path, check: bool = True) -> str:
     """Output of a snakemake call in ``folder``; a failure shows it whole."""
-    done = subprocess.run(["snakemake", *arguments], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(["snakemake", *arguments], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
     output = done.stdout + done.stderr
     assert not check or done.returncode == 0, output
     assert check or done.returncode != 0, output

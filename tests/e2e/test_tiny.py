@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from repository import copy_repository, jobs, snakemake
+from repository import ENVIRONMENT, copy_repository, jobs, snakemake
 
 RECIPE = ("--configfile", "config/recipes/tiny.yaml")
 
@@ -133,7 +133,7 @@ def test_touching_pictures_and_weights_reruns_nothing(finished: tuple[Path, str]
 def test_a_stage_runs_by_hand_from_the_printed_command(finished: tuple[Path, str], results: Path) -> None:
     command = printed_command(finished[1], "merge_adapter")
     before = read(results / "merged" / "qlora" / "manifest.json")
-    subprocess.run(["bash", "-c", command], cwd=finished[0], check=True, capture_output=True)
+    subprocess.run(["bash", "-c", command], cwd=finished[0], check=True, capture_output=True, env=ENVIRONMENT)
     assert read(results / "merged" / "qlora" / "manifest.json") == before
 
 
@@ -150,7 +150,7 @@ def again(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (folder / "config" / "recipes" / "tiny.yaml").read_text()
     every_step = text.replace("    batch_size: 16\n", "    batch_size: 16\n    resources: {checkpoint_steps: 5}\n")
     (folder / "config" / "recipes" / "tiny.yaml").write_text(every_step)
-    run = subprocess.Popen(["snakemake", *RECIPE], cwd=folder, start_new_session=True,
+    run = subprocess.Popen(["snakemake", *RECIPE], cwd=folder, start_new_session=True, env=ENVIRONMENT,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     state = folder / "results" / "tiny" / "checkpoints" / "finetune" / "qlora"
     deadline = time.monotonic() + 240

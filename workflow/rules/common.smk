@@ -43,6 +43,8 @@ def reports():
 
 
 def print_headlines():
+    if "MAKELEVEL" in os.environ:
+        return  # make prints the headline itself, also when there was nothing to do
     from vlmflow.report.headline import headline
 
     for comparison in (Path(page).with_name("comparison.json") for page in reports()):
