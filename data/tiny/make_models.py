@@ -260,7 +260,7 @@ def contrastive_loss(features: torch.Tensor, labels: torch.Tensor, temperature: 
 
 
 def train_vision(digits: Path, output: Path) -> None:
-    """Train the state that LLaVA reads (patches, last layer but one) and the pooled output (class token, last layer)."""
+    """Train what LLaVA reads (patches, last layer but one) and the pooled output (class token, last layer)."""
     pictures, labels = training_pictures(digits)
     side = 24  # 3 x 3 patches of 8 x 8 pixels
     processor = CLIPImageProcessorPil(size={"height": side, "width": side}, do_center_crop=False)
@@ -284,7 +284,7 @@ def train_vision(digits: Path, output: Path) -> None:
 
 
 def fit(name: str, module: torch.nn.Module, loss: Callable[[], torch.Tensor], steps: int, rate: float) -> None:
-    """AdamW on the parameters of ``module``; the rate rises to ``rate`` in a twentieth of ``steps``, then falls to 0."""
+    """AdamW on the parameters of ``module``; the rate rises to ``rate`` over 5% of the steps, then falls to 0."""
     optimizer = torch.optim.AdamW(module.parameters(), rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.05)
     started = time.monotonic()
