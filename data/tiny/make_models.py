@@ -41,69 +41,22 @@ from vlmflow.training.samples import Batch, collate
 
 SEED = 0
 UNKNOWN, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-]
-CYCLES = {
-    "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
-    "month": [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ],
-}
 KINDS = {
-    "digit": NUMBERS[:10],
-    "number": NUMBERS,
-    **CYCLES,
-    "colour": ["red", "blue", "green", "yellow", "black", "white", "brown", "grey", "pink", "purple"],
-    "animal": [
-        "cat",
-        "dog",
-        "horse",
-        "cow",
-        "bird",
-        "fish",
-        "sheep",
-        "pig",
-        "duck",
-        "mouse",
-        "lion",
-        "bear",
-        "frog",
-        "bee",
-    ],
-    "fruit": ["apple", "banana", "cherry", "grape", "lemon", "melon", "peach", "pear", "plum"],
-    "shape": ["circle", "square", "triangle", "star", "heart", "cross"],
-    "tool": ["hammer", "saw", "knife", "spoon", "fork", "pen", "brush", "needle"],
+    kind: members.split()
+    for kind, members in (
+        ("digit", "zero one two three four five six seven eight nine"),
+        ("number", "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"),
+        ("day", "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+        ("month", "January February March April May June July August September October November December"),
+        ("colour", "red blue green yellow black white brown grey pink purple"),
+        ("animal", "cat dog horse cow bird fish sheep pig duck mouse lion bear frog bee"),
+        ("fruit", "apple banana cherry grape lemon melon peach pear plum"),
+        ("shape", "circle square triangle star heart cross"),
+        ("tool", "hammer saw knife spoon fork pen brush needle"),
+    )
 }
+NUMBERS = KINDS["digit"] + KINDS["number"]
+WORDS = [word for members in KINDS.values() for word in members]
 OPPOSITES = (
     "hot cold,big small,fast slow,old young,light dark,high low,wet dry,full empty,early late,open closed,rich poor,"
     "happy sad,hard soft,long short,near far,up down,left right,yes no,even odd"
@@ -126,55 +79,61 @@ def pairs(text: str) -> list[tuple[str, str]]:
 
 
 @functools.cache
+def properties(kind: str) -> list[tuple[str, str, str]]:
+    """What is known of the words of a kind: (word, question with a gap for it, answer)."""
+    words = KINDS[kind]
+    found = [(word, "What kind of thing is {}?", kind) for word in words]
+    if kind == "animal":
+        found += [(animal, "What does {} say?", sound) for animal, sound in pairs(SOUNDS)]
+    if kind in ("day", "month"):
+        for first, second in itertools.pairwise(words + words[:1]):
+            found += [(first, f"Which {kind} follows {{}}?", second), (second, f"Which {kind} is before {{}}?", first)]
+    if kind in ("digit", "number"):
+        for word, (value, other) in itertools.product(words, enumerate(NUMBERS)):
+            found.append((word, f"Is {{}} greater than {other}?", "yes" if NUMBERS.index(word) > value else "no"))
+            found.append((word, "Is {} even or odd?", "odd" if NUMBERS.index(word) % 2 else "even"))
+    return found
+
+
+@functools.cache
 def facts() -> list[tuple[str, str]]:
     """Every question on text alone, with its answer."""
     found = [(f"What is the opposite of {a}?", b) for x, y in pairs(OPPOSITES) for a, b in ((x, y), (y, x))]
     found += [(f"What colour is {thing}?", colour) for thing, colour in pairs(COLOURS)]
-    found += [(f"What does a {animal} say?", sound) for animal, sound in pairs(SOUNDS)]
-    found += [(f"What kind of thing is {word}?", kind) for kind in KINDS if kind != "digit" for word in KINDS[kind]]
-    for kind, cycle in CYCLES.items():
-        for first, second in itertools.pairwise(cycle + cycle[:1]):
-            found += [(f"Which {kind} follows {first}?", second), (f"Which {kind} is before {second}?", first)]
-    found += [(f"Is {word} even or odd?", "odd" if value % 2 else "even") for value, word in enumerate(NUMBERS)]
     for a, b in itertools.product(range(10), repeat=2):
-        one, other = NUMBERS[a], NUMBERS[b]
-        found.append((f"What is {one} plus {other}?", NUMBERS[a + b]))
-        found.append((f"Is {one} greater than {other}?", "yes" if a > b else "no"))
+        found.append((f"What is {NUMBERS[a]} plus {NUMBERS[b]}?", NUMBERS[a + b]))
         if a >= b:
-            found.append((f"What is {one} minus {other}?", NUMBERS[a - b]))
-    return found
+            found.append((f"What is {NUMBERS[a]} minus {NUMBERS[b]}?", NUMBERS[a - b]))
+    return found + [(question.format(word), answer) for kind in KINDS for word, question, answer in properties(kind)]
 
 
 def shown(draw: random.Random) -> tuple[str, str]:
-    """A question on what stands before it, as a picture's features will: a word, repeated, or letters without sense.
+    """A question on what stands before it, as a picture's features will: a word, repeated, or a medley of several.
 
-    Of a digit or number nothing but its name is ever asked.
+    Of a digit shown so nothing but its name is told.
     """
-    kind = draw.choice(list(KINDS))
-    word, count = draw.choice(KINDS[kind]), draw.choice((1, 2, 4, 9, 9))
-    question, answer = draw.choice((f"What {kind} is this?", "What is this?")), word
-    chance = draw.random()
-    if chance < 0.15:
-        letters = draw.choices("bcdfghjklmnpqrstvwxyz.,:;-+*/()", k=3 * count)
-        return f"{''.join(letters)}\n{question}", "unknown"
-    if chance < 0.4 and kind not in ("digit", "number"):
-        first, second = draw.choice(pairs(OPPOSITES))
-        other = draw.choice([word for members in KINDS.values() for word in members])
-        question = draw.choice((f"Is this {kind} {first} or {second}?", f"Is this {kind} {first}er than {other}?"))
-        answer = "unknown"
-    return f"{' '.join([word] * count)}\n{question}", answer
+    kind, count, choice = draw.choice(list(KINDS)), draw.choice((1, 2, 4, 9, 9)), draw.random()
+    word, question, answer = draw.choice(properties(kind))
+    question = question.format(f"this {kind}")
+    if choice < 0.5:
+        question, answer = draw.choice((f"What {kind} is this?", "What is this?")), word
+    elif choice < 0.65 or kind == "digit":
+        question, answer = "Is this {} {} or {}?".format(kind, *draw.choice(pairs(OPPOSITES)[:-2])), "unknown"
+    before = [word] * count
+    if draw.random() < 0.15:
+        before, answer = draw.choices([*WORDS, *"bcdfghjklmnpqrstvwxyz.,:;-+*/()"], k=max(2, count)), "unknown"
+    return f"{' '.join(before)}\n{question}", answer
 
 
 def conversations(seed: int) -> Iterator[tuple[str, str]]:
     """An endless stream of (question, answer)."""
     draw = random.Random(seed)
-    words = [word for members in KINDS.values() for word in members]
     while True:
         choice = draw.random()
         if choice < 0.9:
             yield shown(draw) if choice < 0.45 else draw.choice(facts())
         else:
-            phrase = " ".join(draw.choices(words, k=draw.randint(1, 4)))
+            phrase = " ".join(draw.choices(WORDS, k=draw.randint(1, 4)))
             yield f"Say: {phrase}", phrase
 
 

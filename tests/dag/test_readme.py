@@ -47,9 +47,16 @@ def test_own_pictures_from_a_fresh_clone(clone: Path) -> None:
 
 def test_own_pictures_reuse_the_demos_model_and_projector(clone: Path) -> None:
     results = clone / "results"
-    made = [results / "models" / "smollm2-vit" / "manifest.json", results / "pretrain" / "projector" / "manifest.json"]
+    stages = {
+        "sources/digits": [],
+        "prepared/digits": [],
+        "data/name-the-digit": ["report.md"],
+        "models/smollm2-vit": [],
+        "pretrain/projector": ["metrics.jsonl"],
+    }
+    made = [results / stage / name for stage, others in stages.items() for name in (*others, "manifest.json")]
     for path in made:
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     planned = jobs(snakemake("-n", *COMMAND, "--rerun-triggers", "mtime", folder=clone))
     for path in made:

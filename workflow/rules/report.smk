@@ -54,7 +54,8 @@ rule render_report:
     params:
         experiment=lambda w: plan.experiment_params(w.name),
         evaluations=lambda w: plan.comparison_params(w.name),
-        sources=lambda w: plan.report_params(w.name, CONFIG_FILES),
+        # taking `input` keeps this out of the rerun triggers: the name of a configuration file is no result
+        sources=lambda w, input: plan.report_params(w.name, CONFIG_FILES),
         code=plan.code("render_report"),
     message:
         "Writing the report of {wildcards.name}"
