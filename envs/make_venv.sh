@@ -14,7 +14,7 @@ done
 [ -n "$python" ] || fail "no Python 3.11 or newer (python3 is $(python3 --version 2>&1 || true))" \
     "install one (Debian: apt install python3.11 python3.11-venv) or name it: make demo PYTHON=/path/to/python3.12"
 
-if ! .venv/bin/python -c "$modern" 2>/dev/null; then
+if ! .venv/bin/python -c "import pip; $modern" 2>/dev/null; then
     echo "Making .venv with $("$python" --version)"
     rm -rf .venv
     "$python" -m venv .venv || fail "cannot make a virtual environment" "Debian and Ubuntu: apt install python3-venv"

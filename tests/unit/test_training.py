@@ -36,7 +36,8 @@ def execution(**changed: Any) -> Execution:
 
 
 def finetune_options(training: Options, method: str = "lora", **changed: Any) -> FinetuneOptions:
-    lora = None if method == "full" else {**LORA, **changed.pop("lora", {})}
+    adapters = {**LORA, **changed.pop("lora", {})}
+    lora = None if method == "full" else adapters
     quantization = NF4 if method == "qlora" else None
     return FinetuneOptions(
         **training(**changed), method=method, projector_learning_rate=None, train_projector=True,
@@ -92,7 +93,7 @@ def test_equal_runs_give_equal_bytes(tiny_model: Path, tiny_data: Path, tmp_path
 def test_a_killed_run_ends_in_the_same_weights(
     tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = finetune_options(training, method, epochs=2)
+    options = finetune_options(training, method, epochs=2, lora={"dropout": 0.2})
 
     def finetune(name: str) -> None:
         train_adapter(options, tiny_model, [], [tiny_data], execution(checkpoint_steps=3), tmp_path / name / "state",

@@ -1,6 +1,7 @@
 """Path helpers and target lists; what a job depends on is decided in workflow/vlmflow/plan.py."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 

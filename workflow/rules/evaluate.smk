@@ -20,7 +20,9 @@ rule evaluate_checkpoint:
         config=lambda w: plan.evaluation_params(w.name),
         code=plan.code("evaluate_checkpoint"),
         projector=lambda w, input: (
-            f"--projector {input.projector}" if "projector" in input.keys() else ""
+            f"--projector {shlex.quote(input.projector)}"
+            if "projector" in input.keys()
+            else ""
         ),
         batch_size=lambda w, resources: plan.resource(
             "evaluations", w.name, "micro_batch_size"

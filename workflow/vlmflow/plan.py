@@ -238,7 +238,7 @@ class Plan:
         for folder, folders, files in os.walk(node["path"]):
             folders.sort()
             for file in sorted(files):
-                state = (Path(folder) / file).stat()
+                state = (Path(folder) / file).lstat()  # a dangling link is a file too
                 digest.update(f"{folder}/{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from vlmflow.errors import UserError
 from vlmflow.files import sha256_json
@@ -51,6 +51,15 @@ class VlmTrainer(Trainer):
         unexpected = (model or self.model).load_state_dict(state, strict=False).unexpected_keys
         if unexpected:
             raise UserError(f"the checkpoint is of another model: {unexpected[:3]}", file=resume_from_checkpoint)
+
+
+class StepSeed(TrainerCallback):
+    """Dropout depends on (seed, step, process) alone, so that a resumed run draws what the undisturbed one did."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the Trainer before the first micro-batch of every optimizer step."""
+        del control
+        torch.manual_seed((args.seed * 1_000_003 + state.global_step) * 1_009 + args.process_index)
 
 
 def trained_parameters(model: torch.nn.Module, state: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
@@ -98,7 +107,8 @@ def fit(
         data_collator=functools.partial(collate, pad_token=processor.tokenizer.pad_token_id),
         optimizers=(optimizer, make_scheduler(optimizer, options, steps)),
         callbacks=[
-            MetricsLog(checkpoints / "metrics.jsonl", steps, options.batch_size, position // options.batch_size)
+            StepSeed(),
+            MetricsLog(checkpoints / "metrics.jsonl", steps, options.batch_size, position // options.batch_size),
         ],
     )
     trainer.model_accepts_loss_kwargs = True  # count the supervised tokens of the global batch for us
@@ -109,7 +119,7 @@ def fit(
         "samples": len(samples),
         "epoch_size": samples.schedule.epoch_size,
         "trained_parameters": sum(p.numel() for p in objective.parameters() if p.requires_grad),
-        "final_loss": result.training_loss,
+        "mean_loss": result.training_loss,
         "resumed_at_step": position // options.batch_size,
     }
 

@@ -22,7 +22,7 @@ def make_optimizer(
     settings: list[dict[str, Any]] = [
         {
             "params": parameters,
-            "lr": projector_rate if is_projector and projector_rate else options.learning_rate,
+            "lr": projector_rate if is_projector and projector_rate is not None else options.learning_rate,
             "weight_decay": options.weight_decay if decays else 0.0,
         }
         for (is_projector, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
