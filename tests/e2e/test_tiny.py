@@ -228,7 +228,7 @@ def test_bad_data_stops_before_training_and_fixing_it_goes_on(finished: tuple[Pa
     assert not (folder / "results" / "tiny" / "data" / "mine").exists()
     assert not (folder / "results" / "tiny" / "finetune" / "mine").exists()
     (own_pictures / "0003.png").write_bytes(good)
-    (own_pictures / "0005.png").write_bytes(good[:1] and (own_pictures / "0004.png").read_bytes())
+    (own_pictures / "0005.png").write_bytes((own_pictures / "0004.png").read_bytes())
     own_pictures.chmod(0o555)  # only read
     try:
         own(folder)
