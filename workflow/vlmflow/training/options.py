@@ -18,10 +18,10 @@ class TrainingOptions:
     warmup_ratio: float
     schedule: str
     max_grad_norm: float
-    max_length: int
     precision: str
     seed: int
-    repeat: list[int]
+    repeat: list[float]
+    weights: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
