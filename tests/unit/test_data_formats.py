@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vlmflow.data.formats import Annotations, read_annotations
+from vlmflow.data.annotations import Annotations
 from vlmflow.data.records import Turn
 
 ASK = {"from": "human", "value": "<image>\nWhat is this?"}
@@ -25,7 +26,14 @@ def talk(*turns: tuple[Any, Any]) -> dict[str, Any]:
     return changed(conversations=[{"from": role, "value": text} for role, text in turns])
 
 
-def read(path: Path, content: Any, placeholder: str = "first", form: str = "auto") -> Annotations:
+def read_annotations(paths: list[Path], form: str, placeholder: str, limit: int | None = None) -> SimpleNamespace:
+    """Everything that is found in annotation files."""
+    found = Annotations(paths, form, placeholder, limit=limit)
+    drafts = list(found)
+    return SimpleNamespace(drafts=drafts, problems=found.problems, **vars(found.counts))
+
+
+def read(path: Path, content: Any, placeholder: str = "first", form: str = "auto") -> SimpleNamespace:
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
@@ -49,10 +57,10 @@ BAD = {
     "text is null": (talk(("human", "<image>"), ("gpt", None)), "wrong type: null", "conversations[1].value"),
     "unknown role": (talk(("humann", "<image>?"), ("gpt", "A")), "unknown role: 'humann'", "conversations[0].from"),
     "role in capitals": (talk(("human", "<image>?"), ("GPT", "A")), "unknown role: 'GPT'", "conversations[1].from"),
-    "two questions": (talk(("human", "<image>?"), ("user", "?")), "wrong order of roles", "conversations[1].from"),
-    "answer first": (talk(("gpt", "A"), ("human", "<image>")), "wrong order of roles", "conversations[0].from"),
-    "late system": (talk(("human", "<image>"), ("gpt", "A"), ("system", "B")), "wrong order", "conversations[2].from"),
-    "question last": (talk(("human", "<image>"), ("gpt", "A"), ("human", "B?")), "no answer", "conversations"),
+    "two questions": (talk(("human", "<image>?"), ("user", "?")), "wrong order of roles", "conversations[1]"),
+    "answer first": (talk(("gpt", "A"), ("human", "<image>")), "wrong order of roles", "conversations[0]"),
+    "late system": (talk(("human", "<image>"), ("gpt", "A"), ("system", "B")), "wrong order", "conversations[2]"),
+    "question last": (talk(("human", "<image>"), ("gpt", "A"), ("human", "B?")), "no answer", None),
     "system alone": (changed(image=None, conversations=[{"from": "system", "value": "Hi"}]), "no answer", None),
     "empty answer": (talk(("human", "<image>?"), ("gpt", "")), "empty text", "conversations[1].value"),
     "blank answer": (talk(("human", "<image>?"), ("gpt", " \n\t")), "empty text", "conversations[1].value"),
@@ -62,10 +70,14 @@ BAD = {
     "image context": (talk(("human", "<image><IMG_CONTEXT>"), ("gpt", "A")), "special token", None),
     "image in answer": (talk(("human", "<image>?"), ("gpt", "<image>")), "placeholder outside a question", None),
     "image in system": (talk(("system", "<image>"), ("user", "<image>"), ("gpt", "A")), "placeholder outside", None),
-    "too many placeholders": (talk(("human", "<image><image>"), ("gpt", "A")), "number of placeholders: 2 for 1", None),
-    "too few placeholders": (changed(image=["a", "b"]), "number of placeholders: 1 for 2", "conversations"),
-    "placeholder, no image": (without("image"), "number of placeholders: 1 for 0", "conversations"),
-    "image is a number": (changed(image=7), "wrong type: number instead of string or array or null", "image"),
+    "too many placeholders": (
+        talk(("human", "<image><image>"), ("gpt", "A")),
+        "number of placeholders: 2 <image> for 1",
+        None,
+    ),
+    "too few placeholders": (changed(image=["a", "b"]), "number of placeholders: 1 <image> for 2", "conversations"),
+    "placeholder, no image": (without("image"), "number of placeholders: 1 <image> for 0", "conversations"),
+    "image is a number": (changed(image=7), "wrong type: number instead of array or null or string", "image"),
     "image in a list is null": (changed(image=["a", None]), "wrong type: null instead of string", "image[1]"),
     "image is empty": (changed(image=""), "empty value", "image"),
     "image with NUL": (changed(image="a\0.png"), r"control character in a name: a\x00.png", "image"),
@@ -73,8 +85,9 @@ BAD = {
     "id is true": (changed(id=True), "wrong type: boolean", "id"),
     "id with newline": (changed(id="a\nb"), r"control character in a name: a\nb", "id"),
     "category is a number": (changed(category=1), "wrong type: number", "category"),
-    "other picture key": ({"images": ["a.png"], "conversations": [{**ASK, "value": "?"}, SAY]}, "pictures under", None),
-    "video": ({"video": "a.mp4", "conversations": [{**ASK, "value": "?"}, SAY]}, "pictures under another key", "video"),
+    "other picture key": ({"img": ["a.png"], "conversations": [{**ASK, "value": "?"}, SAY]}, "pictures under", "img"),
+    "video in answer": (talk(("human", "<image>?"), ("gpt", "<video>")), "placeholder outside a question", None),
+    "NUL in the text": (talk(("human", "<image>?"), ("gpt", "a\0b")), "control character in the text: 0x00", None),
     "half a surrogate": (talk(("human", "<image>?"), ("gpt", "\ud83d")), "broken character", "conversations[1].value"),
 }
 
@@ -114,8 +127,8 @@ def test_the_nearest_role_and_key_are_named(tmp_path: Path) -> None:
 def test_text_only(tmp_path: Path, image: Any) -> None:
     record = changed(image=image, conversations=[{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Ho"}])
     (draft,) = read(tmp_path / "a.json", [record], placeholder="error").drafts
-    assert draft.images == ()
-    assert draft.turns == (Turn("user", "Hi"), Turn("assistant", "Ho"))
+    assert draft.images == []
+    assert draft.turns == [Turn("user", "Hi"), Turn("assistant", "Ho")]
 
 
 def test_accepted_spellings(tmp_path: Path) -> None:
@@ -151,7 +164,7 @@ def test_missing_placeholders_are_placed_as_asked(tmp_path: Path, policy: str, t
     turns = [("system", "Be brief."), ("human", "One?"), ("gpt", "1"), ("human", "Two?"), ("gpt", "2")]
     found = read(tmp_path / "a.json", [{**talk(*turns), "image": ["a.png", "b.png"]}], policy)
     if texts is None:
-        assert [problem.reason for problem in found.problems] == ["number of placeholders: 0 for 2 picture(s)"]
+        assert [problem.reason for problem in found.problems] == ["number of placeholders: 0 <image> for 2 picture(s)"]
         return
     assert [turn.text for turn in found.drafts[0].turns if turn.role == "user"] == texts
     assert found.placed == {f"<image> before the {policy} question": 1}
@@ -163,7 +176,7 @@ def test_limit_stops_over_all_files(tmp_path: Path) -> None:
     assert (found.read, len(found.drafts), len(found.problems)) == (4, 3, 1)
 
 
-TABLE = "image,question,answer,id,system,note\na.png,What?,A cat.,x,,n\n,Hi?,Ho.,,Be brief.,n\n"
+TABLE = "image,question,answer,id,system,note\na.png,What?,A cat.,x,,n\nb.png,Hi?,Ho.,,Be brief.,n\n"
 
 
 @pytest.mark.parametrize(
@@ -181,10 +194,10 @@ def test_tables(tmp_path: Path, name: str, content: Any, form: str) -> None:
     found = read(tmp_path / name, content, form=form)
     assert not found.problems
     first, second = found.drafts
-    assert (first.id, first.images) == ("x", ("a.png",))
-    assert first.turns == (Turn("user", "<image>\nWhat?"), Turn("assistant", "A cat."))
-    assert (second.id, second.images) == ("a-1", ())
-    assert second.turns == (Turn("system", "Be brief."), Turn("user", "Hi?"), Turn("assistant", "Ho."))
+    assert (first.id, first.images) == ("x", ["a.png"])
+    assert first.turns == [Turn("user", "<image>\nWhat?"), Turn("assistant", "A cat.")]
+    assert (second.id, second.images) == ("a-1", ["b.png"])
+    assert second.turns == [Turn("system", "Be brief."), Turn("user", "<image>\nHi?"), Turn("assistant", "Ho.")]
     assert found.ignored == {"note": 2}
 
 
@@ -194,6 +207,7 @@ def test_tables(tmp_path: Path, name: str, content: Any, form: str) -> None:
         ("a.png,What?", "wrong number of columns: 2 instead of 3", None),
         ("a.png,What, where?,Here", "wrong number of columns: 4 instead of 3", None),
         ("a.png,What?,", "empty text", "answer"),
+        (",What?,A cat.", "empty value", "image"),
         ("a.png,,A cat.", "empty text", "question"),
         ("a.png,<image><image>,A cat.", "number of placeholders", "question"),
         ('a.png,"What?" is,A cat.', "not a valid table", None),
@@ -232,10 +246,11 @@ def test_json_by_content(tmp_path: Path, name: str, content: Any, form: str) -> 
         ("a.json", " \n", "empty file"),
         ("a.json", json.dumps([GOOD, GOOD])[:-9], "not valid JSON"),
         ("a.json", json.dumps({"data": [GOOD]}, indent=1), "no list of records"),
-        ("a.json", "[" * 100_000, "not readable"),
-        ("a.json", json.dumps([GOOD]).encode("utf-16"), "not readable: no UTF-8"),
-        ("a.csv", "image,question,answer\na.png,Wör?,A\n".encode("latin-1"), "not readable: no UTF-8"),
-        ("a.csv", "image;question;answer\n", "missing column: image, question, answer"),
+        ("a.json", "[" * 100_000, "not valid JSON: nested too deeply"),
+        ("a.json", json.dumps([GOOD]).encode("utf-16"), "no UTF-8 text: the file is UTF-16"),
+        ("a.json", "[]", "empty list"),
+        ("a.csv", "image,question,answer\n", "empty table"),
+        ("a.csv", "image;question;answer\n", "missing column: question, answer"),
         ("a.csv", "image,question,answer,Image\n", "repeated column"),
         ("a.csv", '"', "missing column"),
         ("a.json.gz", b"[]", "not readable: Not a gzipped file"),
@@ -245,7 +260,6 @@ def test_json_by_content(tmp_path: Path, name: str, content: Any, form: str) -> 
 )
 def test_an_unreadable_file_is_one_problem_of_the_file(tmp_path: Path, name: str, content: Any, reason: str) -> None:
     found = read(tmp_path / name, content)
-    assert not found.drafts
     (problem,) = found.problems
     assert problem.reason.startswith(reason)
     assert (problem.file, problem.record) == (tmp_path / name, None)
@@ -255,9 +269,56 @@ def test_an_unreadable_file_is_one_problem_of_the_file(tmp_path: Path, name: str
 def test_a_broken_line_costs_only_itself(tmp_path: Path, line: str) -> None:
     content = "\n".join([json.dumps(GOOD), line + " ", json.dumps(GOOD)])
     found = read(tmp_path / "a.jsonl", content)
-    if line == "{":
-        assert found.problems[0].record is None
-        return
     assert (found.read, len(found.drafts)) == (3, 2)
-    assert found.problems[0].reason.startswith("not valid JSON")
+    assert found.problems[0].reason.startswith("nested" if line[0] == "[" else "not valid JSON")
     assert found.problems[0].record == "line 2"
+
+
+def test_bytes_that_are_no_utf8_cost_their_record_only(tmp_path: Path) -> None:
+    found = read(tmp_path / "a.csv", "image,question,answer\na.png,Wör?,A\na.png,Was?,A\n".encode("latin-1"))
+    assert [problem.reason for problem in found.problems] == ["no UTF-8 text: byte 0xf6"]
+    assert len(found.drafts) == 1
+
+
+def test_a_large_array_is_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmflow.data.stream._BLOCK", 7)
+    records = [changed(id=str(index), note=["\u00e9\\", 1.5, {"a": [None]}]) for index in range(50)]
+    for indent in (None, 1):
+        found = read(tmp_path / "a.json", json.dumps(records, indent=indent))
+        assert [draft.id for draft in found.drafts] == [record["id"] for record in records]
+        assert not found.problems
+
+
+@pytest.mark.parametrize("block", [5, 1 << 22])
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('[{"a": 1},\n {"b" 2}]', "line 2, column 7"),
+        ('[{"a": 1}\n {"b": 2}]', "line 2, column 2"),
+        ('[{"a": 1},\n]', "line 2, column 1"),
+        ('[{"a": 1}]\nx', "line 2, column 1"),
+        ('[{"a": "x\ny"}]', "line 1, column 10"),
+    ],
+)
+def test_a_broken_array_names_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, content: str, place: str
+) -> None:
+    monkeypatch.setattr("vlmflow.data.stream._BLOCK", block)
+    monkeypatch.setattr("vlmflow.data.stream._CUT", min(block, 16))
+    problem = read(tmp_path / "a.json", content).problems[-1]
+    assert problem.reason.startswith("not valid JSON")
+    assert place in problem.reason
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"id": 1, "id": 2}', "duplicate key: 'id'"),
+        ('{"id": NaN}', "not valid JSON: NaN is no number"),
+        ('{"id": 1} {"id": 2}', "more than one value in a line"),
+    ],
+)
+def test_what_json_forbids_is_refused(tmp_path: Path, line: str, reason: str) -> None:
+    for content in (f"{line}\n", f"[{line}]"):
+        problem = read(tmp_path / "a.json", content).problems[0]
+        assert problem.reason.startswith(reason) or (line.count("{") > 1 and content[0] == "[")

@@ -8,13 +8,22 @@ from collections import Counter
 
 import pytest
 
-from vlmflow.data.split import assign
+from vlmflow.data.split import Splitter
 
 SHARES = {"validation": 0.1, "test": 0.2}
 
 
+def assign(records: list[list[str]], shares: dict[str, float], seed: int) -> list[str]:
+    """The split of each record, given the content hashes of its pictures in hexadecimal."""
+    contents = [[bytes.fromhex(pixel.zfill(64)) for pixel in record] for record in records]
+    splitter = Splitter(shares, seed)
+    for record in contents:
+        splitter.tie(record)
+    return [splitter.split(record[0]) for record in contents]
+
+
 def by_hand(pixel: str, shares: dict[str, float], seed: int) -> str:
-    u = int.from_bytes(hashlib.sha256(f"{seed}:{pixel}".encode()).digest()[:4], "big") / 2**32
+    u = int.from_bytes(hashlib.sha256(f"{seed}:{pixel:0>64}".encode()).digest()[:4], "big") / 2**32
     if u < 1 - shares["validation"] - shares["test"]:
         return "train"
     return "validation" if u < 1 - shares["test"] else "test"
@@ -61,4 +70,4 @@ def test_order_does_not_matter_and_a_further_picture_moves_no_other() -> None:
     records = [[str(index), str(index // 2)] for index in range(100)]
     splits = assign(records, SHARES, 0)
     assert assign(records[::-1], SHARES, 0) == splits[::-1]
-    assert assign([*records, ["new"]], SHARES, 0)[:-1] == splits
+    assert assign([*records, ["fff"]], SHARES, 0)[:-1] == splits

@@ -23,7 +23,7 @@ COUNT = 60
 
 def config(**keys: Any) -> dict[str, Any]:
     defaults = {
-        "annotations": "all.json", "images": "pictures", "format": "auto", "placeholder": "first",
+        "annotations": "all.json", "images": "pictures", "format": "auto", "placeholder": "first", "box_scale": "round-1000", "duplicate_ids": "suffix",
         "split": {"validation": 0.2, "test": 0.2, "seed": 0}, "on_error": "error", "max_dropped": 100,
         "max_pixels": 100_000_000, "limit": None,
     }  # fmt: skip
@@ -52,9 +52,9 @@ def write(records: list[Any], name: str = "all.json") -> None:
 
 def validate(root: Path, **keys: Any) -> dict[str, list[Record]]:
     output = Path("results/data/mine/manifest.json")
-    validate_dataset(config(**keys), root, output)
+    validate_dataset(config(**keys), root, [], Path("cache/mine.sqlite"), output)
     read_manifest(output)
-    names = ["report.json", "report.md", "test.jsonl", "train.jsonl", "validation.jsonl"]
+    names = ["pictures.jsonl", "report.json", "report.md", "test.jsonl", "train.jsonl", "validation.jsonl"]
     assert sorted(path.name for path in output.parent.iterdir()) == ["manifest.json", *names]
     return {split: read_records(output.parent / f"{split}.jsonl") for split in ("train", "validation", "test")}
 
@@ -134,23 +134,22 @@ def test_any_problem_stops_by_default_and_all_are_logged(root: Path, caplog: pyt
     write([*map(record, range(COUNT)), record(90, conversations=[]), record(91, image="404.png"), record(92, id=[])])
     with pytest.raises(UserError, match=r"4 of 63 records cannot be used \(first: .*r90[\s\S]*on_error: drop"):
         validate(root)
-    assert not Path("results").exists()
+    assert sorted(path.name for path in Path("results/data/mine").iterdir()) == ["problems.json", "problems.md"]
+    page = Path("results/data/mine/problems.md").read_text(encoding="utf-8")
     logged = [message for message in caplog.messages if "->" in message]
-    assert [message.split(": ")[1] for message in logged] == [
-        "empty value",
-        "wrong type",
-        "empty picture",
-        "missing picture",
-    ]
+    kinds = ["empty value", "wrong type", "empty picture", "missing picture"]
+    assert [message.split(": ")[1] for message in logged] == kinds
+    assert all(f"## {kind} (1 records)" in page for kind in kinds)
     assert "record r3 (index 3), field image: empty picture: 3.png" in caplog.text
 
 
 def test_the_log_is_capped(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write([record(0, image=f"no{index}.png") for index in range(500)])
+    write([record(0, id=f"no{index}", image=f"no{index}.png") for index in range(500)])
     with pytest.raises(UserError, match="500 of 500"):
         validate(root)
-    assert len(caplog.messages) == 201
-    assert caplog.messages[-1] == "... and 300 more problems"
+    assert len(caplog.messages) == 11
+    assert caplog.messages[-1] == "... and 490 more of this kind: missing picture"
+    assert len(read_json(Path("results/data/mine/problems.json"))["problems"]) == 500
 
 
 def test_bad_records_can_be_dropped_and_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -186,8 +185,8 @@ def test_reasons_stand_in_the_order_of_the_records(root: Path) -> None:
     write([*map(record, range(COUNT)), *bad, record(1, image=["0.png", "1.png"])])
     validate(root, on_error="drop")
     assert list(report()["dropped"].items()) == [
-        ("number of placeholders", 2), ("missing key", 1), ("wrong type", 1), ("empty value", 1),
-        ("pictures under another key", 1), ("missing picture", 1),
+        ("empty value", 2), ("missing key", 1), ("wrong type", 1), ("number of placeholders", 1),
+        ("missing picture", 1),
     ]  # fmt: skip
 
 
@@ -232,7 +231,7 @@ def test_what_cannot_be_a_data_set(root: Path, keys: dict[str, Any], message: st
 @pytest.mark.parametrize("content", [[], [{}]])
 def test_an_empty_data_set_is_an_error(root: Path, content: list[Any]) -> None:
     write(content)
-    with pytest.raises(UserError, match="no records"):
+    with pytest.raises(UserError, match="no records?"):
         validate(root, on_error="drop")
 
 

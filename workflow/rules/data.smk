@@ -1,7 +1,35 @@
-rule validate_dataset:
+rule generate_annotations:
     input:
         lambda w: plan.dataset_input(w.name),
-        schema="workflow/schemas/llava.schema.yaml",
+    output:
+        f"{RESULTS}/generated/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/generate_annotations/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/generate_annotations/{{name}}.tsv"
+    localrule: True
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    params:
+        config=lambda w: plan.generate_params(w.name),
+        images=lambda w: plan.pictures_folder(w.name),
+        files=lambda w: plan.files(w.name),
+        code=plan.code("generate_annotations"),
+        limits=lambda w, input: plan.generate_limits(w.name),
+        cache=f"{RESULTS}/cache/generated",
+    message:
+        "Asking for questions and answers about the pictures of {wildcards.name}"
+    shell:
+        f"python {SCRIPTS}/generate_annotations.py --config {{params.config:q}} --limits {{params.limits:q}}"
+        " --images {params.images:q} --cache {params.cache:q} --output {output:q} 2> >(tee {log:q} >&2)"
+
+
+rule validate_dataset:
+    input:
+        source=lambda w: plan.dataset_input(w.name),
+        generated=lambda w: plan.generated(w.name),
+        schemas=plan.data_schemas(),
     output:
         manifest=f"{RESULTS}/data/{{name}}/manifest.json",
         report=report(
@@ -25,8 +53,47 @@ rule validate_dataset:
         root=lambda w: plan.dataset_root(w.name),
         files=lambda w: plan.files(w.name),
         code=plan.code("validate_dataset"),
+        cache=f"{RESULTS}/cache/pictures/{{name}}.sqlite",
     message:
         "Checking every record and picture of {wildcards.name}"
     shell:
         f"python {SCRIPTS}/validate_dataset.py --config {{params.config:q}} --root {{params.root:q}}"
-        " --output {output.manifest:q} 2> {log:q}"
+        " --generated {input.generated:q} --cache {params.cache:q} --output {output.manifest:q} 2> {log:q}"
+
+
+rule check_leakage:
+    input:
+        train=lambda w: plan.leakage_training(w.name),
+        evaluations=lambda w: plan.leakage_inputs(w.name),
+    output:
+        f"{RESULTS}/leakage/{{name}}.json",
+    log:
+        f"{RESULTS}/logs/check_leakage/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/check_leakage/{{name}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        evaluations=lambda w: plan.leakage_params(w.name),
+        code=plan.code("check_leakage"),
+    message:
+        "Looking for pictures of the evaluations in the training data of {wildcards.name}"
+    shell:
+        f"python {SCRIPTS}/check_leakage.py --train {{input.train:q}} --evaluations {{params.evaluations:q}}"
+        " --output {output:q} 2> {log:q}"
+
+
+# What training waits for. A failed job's outputs are deleted, and a missing file, made anew, would train again, even as
+# `ancient`: this one stays. It is one file, as inputs that grew with every further finetune would train again, too.
+rule gate_training:
+    input:
+        lambda w: [plan.leakage(name) for name in plan.gated(w.stage, w.name)],
+    output:
+        touch(f"{RESULTS}/leakage/{{stage}}/{{name}}.passed"),
+    wildcard_constraints:
+        stage="pretrain|finetune",
+    localrule: True

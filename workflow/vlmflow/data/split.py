@@ -8,31 +8,41 @@ from collections.abc import Sequence
 SPLITS = ("train", "validation", "test")
 
 
-def assign(pixels: Sequence[Sequence[str]], fractions: dict[str, float], seed: int) -> list[str]:
-    """The split of each record, given the content hashes of its pictures (of its text, if it has none).
+class Splitter:
+    """Assigns content hashes to splits.
 
     ``fractions`` are the shares ``validation`` and ``test``. A picture's place depends on its content and ``seed``
     alone, so a further picture moves no other. Records that share pictures, directly or through others, stay together
     where the smallest of all their hashes falls.
     """
-    parents: dict[str, str] = {}
-    for hashes in pixels:
-        roots = {_root(parents, pixel) for pixel in hashes}
-        smallest = min(roots)
-        parents.update(dict.fromkeys(roots, smallest))
-    return [_split(_root(parents, hashes[0]), fractions, seed) for hashes in pixels]
 
+    def __init__(self, fractions: dict[str, float], seed: int) -> None:
+        self._validation, self._test, self._seed = fractions["validation"], fractions["test"], seed
+        self._parents: dict[bytes, bytes] = {}
 
-def _root(parents: dict[str, str], pixel: str) -> str:
-    """The smallest hash that ``pixel`` is tied to; shortens the way there."""
-    while (parent := parents.setdefault(pixel, pixel)) != pixel:
-        parents[pixel] = parents[parent]
-        pixel = parent
-    return pixel
+    def tie(self, contents: Sequence[bytes]) -> None:
+        """Keep these content hashes, those of one record, together."""
+        if len(contents) == 1:
+            self._parents.setdefault(contents[0], contents[0])
+            return
+        roots = {self._root(content) for content in contents}
+        self._parents.update(dict.fromkeys(roots, min(roots)))
 
+    def __contains__(self, content: bytes) -> bool:
+        return content in self._parents
 
-def _split(pixel: str, fractions: dict[str, float], seed: int) -> str:
-    place = int(hashlib.sha256(f"{seed}:{pixel}".encode()).hexdigest()[:8], 16) / 2**32
-    if place < 1 - fractions["validation"] - fractions["test"]:
-        return "train"
-    return "validation" if place < 1 - fractions["test"] else "test"
+    def split(self, content: bytes) -> str:
+        """The split of a content hash; final once all records are tied."""
+        key = f"{self._seed}:{self._root(content).hex()}"
+        place = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+        if place < 1 - self._validation - self._test:
+            return "train"
+        return "validation" if place < 1 - self._test else "test"
+
+    def _root(self, content: bytes) -> bytes:
+        """The smallest hash that ``content`` is tied to; shortens the way there."""
+        parents = self._parents
+        while (parent := parents.setdefault(content, content)) != content:
+            parents[content] = parents[parent]
+            content = parent
+        return content

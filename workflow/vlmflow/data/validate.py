@@ -2,48 +2,140 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import functools
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from vlmflow.data.formats import Annotations, Draft, read_annotations
-from vlmflow.data.images import ImageFacts, check_images, suggestion
-from vlmflow.data.records import Image, Record, write_records
-from vlmflow.data.report import render, summarize
-from vlmflow.data.split import SPLITS, assign
-from vlmflow.errors import Problem, UserError
-from vlmflow.files import staged_directory, write_json, write_manifest, write_text
+import msgspec
+
+from vlmflow.data.annotations import Annotations
+from vlmflow.data.draw import draw_boxes
+from vlmflow.data.formats.draft import Draft
+from vlmflow.data.images import check_images
+from vlmflow.data.join import Joiner, Pictures
+from vlmflow.data.paths import suggestion
+from vlmflow.data.pictures import used_pictures, write_pictures
+from vlmflow.data.policy import apply_policy
+from vlmflow.data.records import Record, encode_record
+from vlmflow.data.report import summarize, write_problems, write_report
+from vlmflow.data.split import SPLITS, Splitter
+from vlmflow.data.videos import check_videos
+from vlmflow.errors import UserError
+from vlmflow.files import staged_directory, write_manifest
 
 _log = logging.getLogger(__name__)
-_PRINTED = 200  # problems in the log; the rest is counted
+_BUFFER = 1 << 20  # bytes
+_DRAWN = 12  # records whose boxes the report shows
 
-Usable = tuple[Draft, list[ImageFacts]]
+LookAt = Callable[[list[str]], Pictures]
 
 
-def validate_dataset(config: dict[str, Any], root: Path, output: Path) -> None:
-    """Check every record and picture below ``root`` and write the splits beside ``output``, their manifest.
+def validate_dataset(config: dict[str, Any], root: Path, generated: list[Path], cache: Path, output: Path) -> None:
+    """Check every record, picture and video below ``root`` and write the splits beside ``output``, their manifest.
 
-    ``config`` is the data set's node of the configuration with its defaults. Writes train.jsonl, validation.jsonl,
-    test.jsonl, report.json and report.md. Raises :class:`UserError`, after logging every problem, and writes nothing
-    when records are unusable and the policy does not allow for it, or nothing is left to train on.
+    ``config`` is the data set's node of the configuration with its defaults; ``generated`` the manifest of annotations
+    that a model wrote, if one did; ``cache`` keeps what is known of pictures from one run to the next. Writes
+    train.jsonl, validation.jsonl, test.jsonl, pictures.jsonl, report.json and report.md. Raises :class:`UserError`,
+    after logging every problem and listing all in problems.md, when records are unusable and the policy does not allow
+    for it, or nothing is left to train on.
     """
-    names = [config["annotations"]] if isinstance(config["annotations"], str) else config["annotations"]
-    files, folder = [_inside(root, name) for name in names], _inside(root, config["images"])
-    found = read_annotations(files, config["format"], config["placeholder"], config["limit"])
-    wanted = dict.fromkeys(name for draft in found.drafts for name in draft.images)
-    facts = check_images(folder, list(wanted), config["max_pixels"])
-    usable, bad_pictures = _join(found.drafts, facts)
-    problems = [*found.problems, *bad_pictures]
-    _apply_policy(config, found.read, len(usable), problems)
-    records = _split(usable, _recorded(folder), config["split"])
-    counts = {split: len(records[split]) for split in SPLITS}
-    if not counts["train"]:
-        advice = "give more pictures, smaller shares or another seed under `split`; connected records stay together"
-        raise UserError(f"no record is left to train on: {counts}", advice, file=root)
-    _write(output, records, _report(found, usable, problems, counts))
-    _log.info("%d of %d records: %s", len(usable), found.read, ", ".join(f"{n} {split}" for split, n in counts.items()))
+    if generated:
+        files = [generated[0].parent / "annotations.json"]
+    else:
+        names = [config["annotations"]] if isinstance(config["annotations"], str) else config["annotations"]
+        files = [_inside(root, name) for name in names]
+    folder = _inside(root, config["images"])
+    pictures = functools.partial(check_images, folder, max_pixels=config["max_pixels"], cache=cache)
+    write_dataset(config, files, folder, pictures, output)
+
+
+def write_dataset(config: dict[str, Any], files: list[Path], folder: Path, pictures: LookAt, output: Path) -> None:
+    """:func:`validate_dataset` with the annotation files and with ``pictures``, which looks at pictures, given."""
+    annotations = Annotations(files, config["format"], config["placeholder"], config["duplicate_ids"], config["limit"])
+    with staged_directory(output.parent) as directory:
+        drafts = _Spool(directory / "drafts", Draft)
+        named = drafts.fill(annotations)
+        looked, seen = pictures(list(named["images"])), check_videos(folder, list(named["videos"]))
+        paths = [part.path for part in annotations.parts]
+        joiner = Joiner(_recorded(folder), looked, seen, config["box_scale"], paths)
+        splitter = Splitter(config["split"], config["split"]["seed"])
+        problems, with_boxes = list(annotations.problems), 0
+        first: list[bytes] = []
+        boxed: list[Record] = []
+        with (directory / "records").open("wb", _BUFFER) as stream:
+            for draft in drafts:
+                record = joiner.join(draft)
+                if isinstance(record, Record):
+                    contents = joiner.contents(draft)
+                    splitter.tie(contents)
+                    first.append(contents[0])
+                    stream.write(encode_record(record))
+                    with_boxes += bool(record.boxes)
+                    boxed += [record] if record.boxes and len(boxed) < _DRAWN else []
+                else:
+                    problems += record
+        splits = [splitter.split(content) for content in first]
+        counts = {split: splits.count(split) for split in SPLITS}
+        used = write_pictures(directory / "pictures.jsonl", used_pictures(_recorded(folder), looked, splitter))
+        media = {"images": used.sizes(), "videos": len(seen), "records with boxes": with_boxes}
+        report = summarize(annotations.counts, counts, problems, media, used.alike())
+        try:
+            apply_policy(config, annotations.counts.read, len(splits), problems, output.parent)
+            if not counts["train"]:
+                advice = (
+                    "give more pictures, smaller shares or another seed under `split`; connected records stay together"
+                )
+                raise UserError(f"no record is left to train on: {counts}", advice, file=folder)
+        except UserError:
+            write_problems(output.parent, report)
+            raise
+        _distribute(directory, splits)
+        drafts.path.unlink()
+        if boxed:
+            draw_boxes(boxed, directory / "boxes.jpg")
+        write_report(directory, report)
+        write_manifest(directory, records=counts)
+    told = ", ".join(f"{count} {split}" for split, count in counts.items())
+    _log.info("%d of %d records: %s", len(splits), annotations.counts.read, told)
+
+
+class _Spool:
+    """Drafts on disk between the check of the text and that of the pictures, so that memory stays flat."""
+
+    def __init__(self, path: Path, kind: type[Draft]) -> None:
+        self.path = path
+        self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(kind)
+
+    def fill(self, drafts: Annotations) -> dict[str, dict[str, None]]:
+        """Write every draft; returns the names of the pictures and videos, each once."""
+        named: dict[str, dict[str, None]] = {"images": {}, "videos": {}}
+        with self.path.open("wb", _BUFFER) as stream:
+            for draft in drafts:
+                line = self._encoder.encode(draft)
+                stream.write(len(line).to_bytes(4, "little") + line)
+                for name in draft.images:
+                    named["images"][name] = None
+                for name in draft.videos:
+                    named["videos"][name] = None
+        return named
+
+    def __iter__(self) -> Iterator[Draft]:
+        with self.path.open("rb", _BUFFER) as stream:
+            while size := stream.read(4):
+                yield self._decoder.decode(stream.read(int.from_bytes(size, "little")))
+
+
+def _distribute(directory: Path, splits: list[str]) -> None:
+    """Copy the lines of ``records`` into the files of their splits."""
+    streams: dict[str, BinaryIO] = {split: (directory / f"{split}.jsonl").open("wb", _BUFFER) for split in SPLITS}
+    with (directory / "records").open("rb", _BUFFER) as records:
+        for split, line in zip(splits, records, strict=True):
+            streams[split].write(line)
+    for stream in streams.values():
+        stream.close()
+    (directory / "records").unlink()
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -59,72 +151,9 @@ def _inside(root: Path, name: str) -> Path:
     return root / name
 
 
-def _join(drafts: list[Draft], facts: dict[str, ImageFacts | Problem]) -> tuple[list[Usable], list[Problem]]:
-    """The drafts whose pictures are all good, and what is wrong with the pictures of the others."""
-    usable, problems = [], []
-    for draft in drafts:
-        checked = {name: facts[name] for name in draft.images}
-        bad = [check for check in checked.values() if isinstance(check, Problem)]
-        problems += [dataclasses.replace(p, file=draft.file, record=draft.label, field="image") for p in bad]
-        good = [check for name in draft.images if isinstance(check := checked[name], ImageFacts)]
-        if not bad:
-            usable.append((draft, good))
-    return usable, problems
-
-
-def _apply_policy(config: dict[str, Any], read: int, usable: int, problems: list[Problem]) -> None:
-    """Raise unless what is wrong may be left out; a problem of a whole file never may."""
-    for problem in problems[:_PRINTED]:
-        _log.error("%s", problem)
-    if len(problems) > _PRINTED:
-        _log.error("... and %d more problems", len(problems) - _PRINTED)
-    for problem in problems:
-        if problem.record is None:
-            raise UserError(problem.reason, problem.advice, file=problem.file)
-    dropped = read - usable
-    limit = config["max_dropped"] if config["on_error"] == "drop" else 0
-    if dropped > limit:
-        allowed = f", {limit} may be dropped (max_dropped)" if config["on_error"] == "drop" else ""
-        first = dataclasses.replace(problems[0], advice="")
-        reason = f"{dropped} of {read} records cannot be used{allowed} (first: {first})"
-        advice = "correct the records listed above, or leave them out with `on_error: drop` and `max_dropped`"
-        raise UserError(reason, advice)
-    if not usable:
-        raise UserError("no records", "the annotation files hold no usable record", field="annotations")
-
-
 def _recorded(folder: Path) -> Path:
     """The folder as records name it: relative to the working directory if it lies inside, else absolute."""
     if not folder.is_absolute() and ".." not in folder.parts:
         return folder
     resolved = folder.resolve()
     return resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else resolved
-
-
-def _split(usable: list[Usable], folder: Path, config: dict[str, Any]) -> dict[str, list[Record]]:
-    keys = [[image.pixels for image in images] or [_text_hash(draft)] for draft, images in usable]
-    records: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for (draft, facts), split in zip(usable, assign(keys, config, config["seed"]), strict=True):
-        images = tuple(Image((folder / i.path).as_posix(), i.width, i.height, i.sha256) for i in facts)
-        records[split].append(Record(draft.id, images, draft.turns, draft.category))
-    return records
-
-
-def _text_hash(draft: Draft) -> str:
-    return hashlib.sha256("\0".join(turn.text for turn in draft.turns).encode()).hexdigest()
-
-
-def _report(
-    found: Annotations, usable: list[Usable], problems: list[Problem], counts: dict[str, int]
-) -> dict[str, Any]:
-    sizes = {image.path: (image.width, image.height) for _, images in usable for image in images}
-    return summarize(found.read, counts, problems, found.repaired, found.placed, found.ignored, sizes.values())
-
-
-def _write(output: Path, records: dict[str, list[Record]], report: dict[str, Any]) -> None:
-    with staged_directory(output.parent) as directory:
-        for split, part in records.items():
-            write_records(directory / f"{split}.jsonl", part)
-        write_json(directory / "report.json", report)
-        write_text(directory / "report.md", render(report))
-        write_manifest(directory, records={split: len(part) for split, part in records.items()})
