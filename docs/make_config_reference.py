@@ -12,7 +12,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "config.md"
 SCHEMA: dict[str, Any] = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8"))
-_SHARED = {"training": "Training keys", "weights": "Places of weights", "resources": "Resources"}
+_SHARED = {
+    "generate": "Generated annotations",
+    "training": "Training keys",
+    "weights": "Places of weights",
+    "resources": "Resources",
+}
 _KINDS = {"array": "list", "object": "mapping"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _INTRODUCTION = """# Configuration reference
@@ -45,9 +50,10 @@ def page() -> str:
 
 
 def _remarks(node: Node) -> Iterator[str]:
-    if "oneOf" in node:
-        yield f"Exactly one of {', '.join(_code(choice['required'][0]) for choice in node['oneOf'])}.\n"
-    for part in node.get("allOf", []):
+    for part in (node, *node.get("allOf", [])):
+        if "oneOf" in part:
+            yield f"Exactly one of {', '.join(_code(choice['required'][0]) for choice in part['oneOf'])}.\n"
+    for part in (part for part in node.get("allOf", []) if "$ref" in part):
         title = _SHARED[_name(part)]
         yield f"And the [{title.lower()}](#{title.lower().replace(' ', '-')}).\n"
 
@@ -58,7 +64,8 @@ def _table(node: Node) -> str:
 
 
 def _rows(node: Node, prefix: str) -> Iterator[str]:
-    inherited = {key: value for part in node.get("allOf", []) for key, value in _resolved(part)["properties"].items()}
+    parts = [_resolved(part).get("properties", {}) for part in node.get("allOf", [])]
+    inherited = {key: value for part in parts for key, value in part.items()}
     for key, value in node["properties"].items():
         if node is SCHEMA["$defs"]["training"] and key in SCHEMA["$defs"]["finetune"]["properties"]:
             continue  # its default depends on the stage

@@ -23,6 +23,7 @@ from transformers import (
 from vlmflow.data.records import Image, Record, Turn, write_records
 from vlmflow.files import sha256_file, write_manifest
 from vlmflow.models.build import build_model
+from vlmflow.tokens.count import count_tokens
 
 ANSWERS = ("red", "green", "blue", "white")
 
@@ -98,7 +99,7 @@ def make_tiny_data(folder: Path, records: int = 24) -> Path:
         Pictures.new("RGB", (10 + index, 12), answer).save(path)
         image = Image(str(path), 10 + index, 12, sha256_file(path))
         turns = (Turn("user", "<image>\nWhat colour is this?"), Turn("assistant", answer))
-        made.append(Record(f"r{index}", (image,), turns, "colour"))
+        made.append(Record(f"r{index}", (image,), turns, category="colour"))
     for split, part in (("train", made[:-8]), ("validation", made[-8:-4]), ("test", made[-4:])):
         write_records(folder / f"{split}.jsonl", part)
     write_manifest(folder)
@@ -111,13 +112,26 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_data(tmp_path_factory.mktemp("data") / "colours")
 
 
+def make_tokens(model: Path, data: list[Path], folder: Path, **changed: Any) -> Path:
+    """Count the tokens of data sets (manifests) for a model into ``folder``; returns the manifest."""
+    config = {"max_length": 256, "too_long": "error", "max_dropped": 0, "datasets": [d.parent.name for d in data]}
+    count_tokens({**config, **changed}, model, data, folder / "manifest.json")
+    return folder / "manifest.json"
+
+
+@pytest.fixture(scope="session")
+def tiny_tokens(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of the counted tokens of the small data set for the random model."""
+    return make_tokens(tiny_model, [tiny_data], tmp_path_factory.mktemp("tokens") / "colours")
+
+
 @pytest.fixture
 def training() -> Callable[..., dict[str, Any]]:
     """Training options with small defaults."""
 
     def options(**changed: Any) -> dict[str, Any]:
         defaults = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "weight_decay": 0.0, "betas": [0.9, 0.999],
-                    "warmup_ratio": 0.0, "schedule": "constant", "max_grad_norm": 1.0, "max_length": 256,
+                    "warmup_ratio": 0.0, "schedule": "constant", "max_grad_norm": 1.0,
                     "precision": "fp32", "seed": 0, "repeat": [1]}  # fmt: skip
         return {**defaults, **changed}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 
 from vlmflow.config import SCHEMA, resolve
 from vlmflow.errors import UserError
+from vlmflow.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "config").rglob("*.yaml"))
@@ -87,13 +90,25 @@ def test_defaults_reach_nested_keys_and_leave_the_input_alone() -> None:
         ("finetunes.qlora.batch_size", "8", "finetunes.qlora.batch_size: '8' is not of type 'integer'"),
         ("finetunes.qlora.init", "projektor", "no 'projektor' in pretrains or models; did you mean 'projector'?"),
         ("finetunes.qlora.datasets", ["nothing"], "no 'nothing' in datasets"),
+        ("finetunes.qlora.datasets", {"nothing": 1}, "finetunes.qlora.datasets: no 'nothing' in datasets"),
+        ("finetunes.qlora.datasets", {}, "finetunes.qlora.datasets: {} should be non-empty"),
+        ("finetunes.qlora.datasets", "digit-questions", "is not of type 'array', 'object'"),
+        ("finetunes.qlora.datasets", {"digit-questions": 0}, "datasets.digit-questions: 0 is less than or equal to"),
+        ("finetunes.qlora.datasets", {"digit-questions": -1}, "datasets.digit-questions: -1 is less than or equal to"),
+        ("finetunes.qlora.datasets", {"digit-questions": "1"}, "datasets.digit-questions: '1' is not of type 'number'"),
+        ("finetunes.qlora.datasets", {"digit-questions": None}, "datasets.digit-questions: None is not of type"),
+        ("finetunes.qlora.datasets", {"digit-questions": math.nan}, "datasets.digit-questions: nan is no weight"),
+        ("finetunes.qlora.datasets", {"digit-questions": math.inf}, "datasets.digit-questions: inf is no weight"),
+        ("datasets.digit-questions.repeat", 0, "datasets.digit-questions.repeat: 0 is less than or equal to"),
+        ("datasets.digit-questions.repeat", "3", "datasets.digit-questions.repeat: '3' is not of type 'number'"),
+        ("datasets.digit-questions.repeat", math.inf, "datasets.digit-questions.repeat: inf is no number of times"),
         ("experiments.digits.evaluations", ["heldout"], "did you mean 'held-out'?"),
         ("experiment", "digts", "experiment: no 'digts' in experiments; did you mean 'digits'?"),
         ("experiments.report", {"finetune": "qlora", "evaluations": ["held-out"]}, "name of a target rule"),
         ("models.projector", DEMO["models"]["smollm2-vit"], "ambiguous"),
         ("models.x y", DEMO["models"]["smollm2-vit"], "letters, digits"),
         ("models.smollm2-vit.language", {}, "exactly one of source, path"),
-        ("sources.digits.url", "https://example.org/x", "exactly one of pypi, url, hub"),
+        ("sources.digits.url", "https://example.org/x", "exactly one of hub, modelscope, url, pypi, package, path"),
         ("datasets.digit-questions.split", {"validation": 0.5, "test": 0.5}, "leave nothing to train on"),
     ],
 )
@@ -101,6 +116,32 @@ def test_what_is_wrong_is_said(path: str, value: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         resolve(edited(path, value))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "repeat", "mix"),
+    [
+        (["digit-questions"], 1, {"repeat": [1], "weights": None}),
+        (["digit-questions", "name-the-digit"], 3.5, {"repeat": [3.5, 1], "weights": None}),
+        ({"digit-questions": 3, "name-the-digit": 0.5}, 0.25, {"repeat": [0.25, 1], "weights": [3, 0.5]}),
+    ],
+)
+def test_data_sets_are_a_list_or_have_weights(datasets: Any, repeat: float, mix: dict[str, Any]) -> None:
+    config = edited("finetunes.qlora.datasets", datasets)
+    config["datasets"]["digit-questions"]["repeat"] = repeat
+    plan = Plan(config)
+    assert json.loads(plan.finetune_params("qlora")).items() >= mix.items()
+    assert plan.finetune_datasets("qlora") == [f"results/data/{name}/manifest.json" for name in datasets]
+    assert set(plan.datasets()) == {"digit-questions", "name-the-digit"}
+    assert json.loads(plan.pretrain_params("projector")).items() >= {"repeat": [1], "weights": None}.items()
+
+
+def test_a_whole_number_with_a_point_is_the_same_parameter() -> None:
+    whole, point = edited("finetunes.qlora.datasets", {"digit-questions": 1}), deepcopy(DEMO)
+    point["finetunes"]["qlora"]["datasets"] = {"digit-questions": 1.0}
+    point["datasets"]["digit-questions"]["repeat"] = 1.0
+    assert Plan(whole).finetune_params("qlora") == Plan(point).finetune_params("qlora")
+    assert '"repeat": [1]' in Plan(point).finetune_params("qlora")
 
 
 def test_all_problems_are_reported_at_once() -> None:
@@ -119,7 +160,8 @@ def test_training_options_are_the_keys_of_the_schema() -> None:
     def fields(options: type) -> set[str]:
         return {field.name for field in dataclasses.fields(options)}
 
-    assert fields(TrainingOptions) - {"repeat"} == set(definitions["training"]["properties"])
+    counted = {"max_length", "too_long", "max_dropped"}  # by the stage before
+    assert fields(TrainingOptions) - {"repeat", "weights"} == set(definitions["training"]["properties"]) - counted
     own = {"model", "dataset", "learning_rate", "resources"}
     assert fields(PretrainOptions) - fields(TrainingOptions) == set(definitions["pretrain"]["properties"]) - own
     own = {"init", "datasets", "learning_rate", "merge", "convert", "resources"}

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_training import execution, finetune_options
 
-from conftest import make_tiny_model
+from conftest import make_tiny_model, make_tokens
 from vlmflow.convert import convert_model
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, write_manifest
@@ -25,11 +25,11 @@ ORIGINAL, QUANTIZED = {"base": "original"}, {"base": "quantized"}
 
 
 @pytest.fixture
-def finetuned(tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options) -> Callable[..., Path]:
+def finetuned(tiny_model: Path, tiny_tokens: Path, tmp_path: Path, training: Options) -> Callable[..., Path]:
     def make(method: str, **changed: Any) -> Path:
         output = tmp_path / method / "manifest.json"
         options = finetune_options(training, method, **changed)
-        train_adapter(options, tiny_model, [], [tiny_data], execution(), tmp_path / "state", output)
+        train_adapter(options, tiny_model, [], tiny_tokens, execution(), tmp_path / "state", output)
         return output
 
     return make
@@ -114,6 +114,7 @@ def test_conversion_writes_a_complete_directory(tmp_path: Path, tie: bool) -> No
 def test_bfloat16_bases_stay_bfloat16(tiny_data: Path, tmp_path: Path, training: Options) -> None:
     model = make_tiny_model(tmp_path, dtype="bfloat16")
     adapter, merged = tmp_path / "adapter" / "manifest.json", tmp_path / "merged" / "manifest.json"
-    train_adapter(finetune_options(training), model, [], [tiny_data], execution(), tmp_path / "state", adapter)
+    tokens = make_tokens(model, [tiny_data], tmp_path / "tokens")
+    train_adapter(finetune_options(training), model, [], tokens, execution(), tmp_path / "state", adapter)
     merge_adapter(ORIGINAL, model, adapter, merged)
     assert load_model(merged).dtype == torch.bfloat16

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import make_tiny_data, make_tiny_model, read_lines
+from conftest import make_tiny_data, make_tiny_model, make_tokens, read_lines
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest
 from vlmflow.models.directory import LANGUAGE, PROJECTOR, VISION, load_model, load_processor
@@ -27,6 +27,7 @@ from vlmflow.training.samples import Samples, collate
 Options = Callable[..., dict[str, Any]]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "vision_rank": 0, "vision_alpha": 16}
 NF4 = {"type": "nf4", "double": True}
+SCHEDULE = {"epochs": 1, "batch_size": 4, "seed": 0}
 
 
 def execution(**changed: Any) -> Execution:
@@ -47,14 +48,14 @@ def finetune_options(training: Options, method: str = "lora", **changed: Any) ->
 
 def pretrained(model: Path, data: Path, folder: Path, options: dict[str, Any], **how: Any) -> dict[str, torch.Tensor]:
     config = PretrainOptions(**options, calibrate=0)
-    train_projector(config, model, [data], execution(**how), folder / "state", folder / "out" / "manifest.json")
+    train_projector(config, model, data, execution(**how), folder / "state", folder / "out" / "manifest.json")
     return load_file(folder / "out" / "projector.safetensors")
 
 
 def test_pretraining_changes_the_projector(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options
+    tiny_model: Path, tiny_tokens: Path, tmp_path: Path, training: Options
 ) -> None:
-    after = pretrained(tiny_model, tiny_data, tmp_path, training())
+    after = pretrained(tiny_model, tiny_tokens, tmp_path, training())
     before = load_model(tiny_model).get_submodule(PROJECTOR).state_dict()
     assert set(after) == set(before)
     assert all(not torch.equal(after[name], before[name]) for name in before)
@@ -71,32 +72,32 @@ def test_pretraining_changes_the_projector(
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3])
 def test_splitting_a_batch_changes_nothing(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options, micro_batch_size: int
+    tiny_model: Path, tiny_tokens: Path, tmp_path: Path, training: Options, micro_batch_size: int
 ) -> None:
     """Answers differ in length, so a loss averaged per micro-batch would fail this."""
-    whole = pretrained(tiny_model, tiny_data, tmp_path / "whole", training(learning_rate=1e-3))
+    whole = pretrained(tiny_model, tiny_tokens, tmp_path / "whole", training(learning_rate=1e-3))
     split = pretrained(
-        tiny_model, tiny_data, tmp_path / "split", training(learning_rate=1e-3), micro_batch_size=micro_batch_size
+        tiny_model, tiny_tokens, tmp_path / "split", training(learning_rate=1e-3), micro_batch_size=micro_batch_size
     )
     for name, value in whole.items():
         torch.testing.assert_close(split[name], value, rtol=0, atol=1e-5)
 
 
-def test_equal_runs_give_equal_bytes(tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options) -> None:
+def test_equal_runs_give_equal_bytes(tiny_model: Path, tiny_tokens: Path, tmp_path: Path, training: Options) -> None:
     for run in ("one", "two"):
-        pretrained(tiny_model, tiny_data, tmp_path / run, training())
+        pretrained(tiny_model, tiny_tokens, tmp_path / run, training())
     one, two = (tmp_path / run / "out" / "projector.safetensors" for run in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.parametrize("method", ["qlora", "full"])
 def test_a_killed_run_ends_in_the_same_weights(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options, method: str, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tiny_tokens: Path, tmp_path: Path, training: Options, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = finetune_options(training, method, epochs=2, lora={"dropout": 0.2})
 
     def finetune(name: str) -> None:
-        train_adapter(options, tiny_model, [], [tiny_data], execution(checkpoint_steps=3), tmp_path / name / "state",
+        train_adapter(options, tiny_model, [], tiny_tokens, execution(checkpoint_steps=3), tmp_path / name / "state",
                       tmp_path / name / "out" / "manifest.json")  # fmt: skip
 
     finetune("undisturbed")
@@ -122,15 +123,15 @@ def test_a_killed_run_ends_in_the_same_weights(
 
 
 def test_state_of_another_configuration_is_not_resumed(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, tiny_tokens: Path, tmp_path: Path, training: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine.VlmTrainer, "_load_from_checkpoint", lambda *_, **__: pytest.fail("resumed"))
-    pretrained(tiny_model, tiny_data, tmp_path, training(), checkpoint_steps=1)
+    pretrained(tiny_model, tiny_tokens, tmp_path, training(), checkpoint_steps=1)
     state = tmp_path / "state" / "0123456789abcdef" / "checkpoint-2"
     state.mkdir(parents=True)
     (state / "trainer_state.json").write_text("{}")
     shutil.rmtree(tmp_path / "out")
-    pretrained(tiny_model, tiny_data, tmp_path, training(learning_rate=0.5))
+    pretrained(tiny_model, tiny_tokens, tmp_path, training(learning_rate=0.5))
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora", "full"])
@@ -163,44 +164,35 @@ def test_only_the_language_models_blocks_are_quantised(tiny_model: Path, trainin
     assert all(name.startswith(LANGUAGE) for name in quantised)
 
 
-def test_logits_only_where_labels_are_give_the_loss_of_the_whole(tiny_model: Path, tiny_data: Path) -> None:
+def test_logits_only_where_labels_are_give_the_loss_of_the_whole(tiny_model: Path, tiny_tokens: Path) -> None:
     model, processor = load_model(tiny_model), load_processor(tiny_model)
-    schedule = {"repeat": [1], "epochs": 1, "batch_size": 4, "seed": 0}
-    samples = Samples([tiny_data], processor, schedule, 256)
+    samples = Samples(tiny_tokens, processor, SCHEDULE, [1])
     batch = collate([samples[index] for index in range(4)], processor.tokenizer.pad_token_id)
     theirs = model(**batch).loss
     ours = Objective(model)(**batch) / (batch["labels"] != -100).sum()
     torch.testing.assert_close(ours, theirs)
 
 
-def test_calibration_standardises_and_keeps_the_architecture(tiny_model: Path, tiny_data: Path) -> None:
+def test_calibration_standardises_and_keeps_the_architecture(tiny_model: Path, tiny_tokens: Path) -> None:
     model, processor = load_model(tiny_model), load_processor(tiny_model)
-    samples = Samples([tiny_data], processor, {"repeat": [1], "epochs": 1, "batch_size": 4, "seed": 0}, 256)
+    samples = Samples(tiny_tokens, processor, SCHEDULE, [1])
     outputs: list[torch.Tensor] = []
     model.get_submodule(PROJECTOR).register_forward_hook(lambda _, __, output: outputs.append(output))
     calibrate(model, samples, 16, seed=0)
-    batch = torch.cat([samples.sample(record)["pixel_values"] for record in samples.records[0]])
+    batch = torch.cat([samples.sample(0, index)["pixel_values"] for index in range(len(samples.records[0]))])
     with torch.no_grad():
         model.model.get_image_features(batch)
     assert outputs[-1].std().item() == pytest.approx(model.get_input_embeddings().weight.std().item(), rel=0.05)
 
 
-def test_a_record_that_does_not_fit_is_named(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options
-) -> None:
-    with pytest.raises(
-        UserError, match=r"train\.jsonl, record r\d+: \d+ tokens, picture included, but max_length is 20"
-    ):
-        pretrained(tiny_model, tiny_data, tmp_path, training(max_length=20))
-
-
 def test_a_projector_of_another_base_is_refused(
-    tiny_model: Path, tiny_data: Path, tmp_path: Path, training: Options
+    tiny_model: Path, tiny_data: Path, tiny_tokens: Path, tmp_path: Path, training: Options
 ) -> None:
     other = make_tiny_model(tmp_path / "other", seed=1)
-    pretrained(other, tiny_data, tmp_path, training())
+    tokens = make_tokens(other, [tiny_data], tmp_path / "tokens")
+    pretrained(other, tokens, tmp_path, training())
     with pytest.raises(UserError, match="trained with another base"):
-        train_adapter(finetune_options(training), tiny_model, [tmp_path / "out" / "manifest.json"], [tiny_data],
+        train_adapter(finetune_options(training), tiny_model, [tmp_path / "out" / "manifest.json"], tiny_tokens,
                       execution(), tmp_path / "state", tmp_path / "ft" / "manifest.json")  # fmt: skip
 
 

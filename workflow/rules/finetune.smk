@@ -2,7 +2,8 @@ rule train_adapter:
     input:
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
         projector=lambda w: plan.projector(w.name),
-        data=lambda w: plan.finetune_datasets(w.name),
+        tokens=lambda w: plan.tokens("finetune", w.name),
+        leakage=lambda w: ancient(plan.leakage_gate("finetune", w.name)),
     output:
         manifest=f"{RESULTS}/finetune/{{name}}/manifest.json",
         metrics=f"{RESULTS}/finetune/{{name}}/metrics.jsonl",
@@ -27,5 +28,5 @@ rule train_adapter:
         "Fine-tuning {wildcards.name}"
     shell:
         f"{{params.launcher}} {SCRIPTS}/train_adapter.py --config {{params.config:q}} --model {{input.model:q}}"
-        " --projector {input.projector:q} --data {input.data:q} --execution {params.execution:q}"
+        " --projector {input.projector:q} --data {input.tokens:q} --execution {params.execution:q}"
         " --checkpoints {params.checkpoints:q} --output {output.manifest:q} 2> >(tee {log:q} >&2)"

@@ -27,9 +27,8 @@ rule build_model:
 rule train_projector:
     input:
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
-        data=lambda w: plan.manifest(
-            "data", plan.config["pretrains"][w.name]["dataset"]
-        ),
+        tokens=lambda w: plan.tokens("pretrain", w.name),
+        leakage=lambda w: ancient(plan.leakage_gate("pretrain", w.name)),
     output:
         manifest=f"{RESULTS}/pretrain/{{name}}/manifest.json",
         metrics=f"{RESULTS}/pretrain/{{name}}/metrics.jsonl",
@@ -54,5 +53,5 @@ rule train_projector:
         "Training the projector {wildcards.name} (language model and vision tower frozen)"
     shell:
         f"{{params.launcher}} {SCRIPTS}/train_projector.py --config {{params.config:q}} --model {{input.model:q}}"
-        " --data {input.data:q} --execution {params.execution:q} --checkpoints {params.checkpoints:q}"
+        " --data {input.tokens:q} --execution {params.execution:q} --checkpoints {params.checkpoints:q}"
         " --output {output.manifest:q} 2> >(tee {log:q} >&2)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -140,3 +141,9 @@ def _contradictions(config: Config) -> Iterator[str]:
     for name, node in config["datasets"].items():
         if node["split"]["validation"] + node["split"]["test"] >= 1:
             yield f"datasets.{name}.split: validation and test leave nothing to train on"
+        if not math.isfinite(node["repeat"]):
+            yield f"datasets.{name}.repeat: {node['repeat']} is no number of times"
+    for name, node in config["finetunes"].items():
+        mix = node["datasets"] if isinstance(node["datasets"], dict) else {}
+        for dataset in (dataset for dataset, weight in mix.items() if not math.isfinite(weight)):
+            yield f"finetunes.{name}.datasets.{dataset}: {mix[dataset]} is no weight"

@@ -15,9 +15,11 @@ from vlmflow.config import Config, resolve
 from vlmflow.fingerprint import fingerprint
 
 CHECKPOINT = r"(model|pretrain|converted)-[A-Za-z0-9_-]+(\+blind)?"
+DATA_SCHEMAS = ("llava", "internvl-meta", "sharegpt", "swift", "messages", "table")
+_TOKENS = ("max_length", "too_long", "max_dropped")
 _SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 _TRAINING = ("epochs", "batch_size", "learning_rate", "weight_decay", "betas", "warmup_ratio", "schedule",
-             "max_grad_norm", "max_length", "precision", "seed")  # fmt: skip
+             "max_grad_norm", "precision", "seed")  # fmt: skip
 
 
 class Plan:
@@ -45,6 +47,17 @@ class Plan:
         node = self.config["datasets"][name]
         return str(Path(self.source(node["source"])).parent) if "source" in node else node["path"]
 
+    def generated(self, name: str) -> list[str]:
+        """Manifest of the annotations that a model wrote for a data set, if one did."""
+        return [self.manifest("generated", name)] if "generate" in self.config["datasets"][name] else []
+
+    def pictures_folder(self, name: str) -> str:
+        return str(Path(self.dataset_root(name)) / self.config["datasets"][name]["images"])
+
+    def data_schemas(self) -> list[str]:
+        """The schemas of the annotation formats (workflow/schemas)."""
+        return [f"workflow/schemas/{name}.schema.yaml" for name in DATA_SCHEMAS]
+
     def model_inputs(self, name: str) -> list[str]:
         parts = self._weights(name).values()
         return sorted({self.manifest("sources", part["source"]) for part in parts if "source" in part})
@@ -60,8 +73,20 @@ class Plan:
         init = self.config["finetunes"][finetune]["init"]
         return [self.manifest("pretrain", init)] if init in self.config["pretrains"] else []
 
+    def tokens(self, stage: str, name: str) -> str:
+        """Manifest of the counted tokens of a ``pretrain`` or ``finetune``."""
+        return self.manifest("tokens", f"{stage}-{name}")
+
+    def training_data(self, stage: str, name: str) -> list[str]:
+        """Manifests of the data sets of a ``pretrain`` or ``finetune``."""
+        return [self.manifest("data", dataset) for dataset in self._training_datasets(stage, name)]
+
     def finetune_datasets(self, finetune: str) -> list[str]:
-        return [self.manifest("data", name) for name in self.config["finetunes"][finetune]["datasets"]]
+        return self.training_data("finetune", finetune)
+
+    def _training_datasets(self, stage: str, name: str) -> list[str]:
+        node = self.config[f"{stage}s"][name]
+        return [node["dataset"]] if stage == "pretrain" else list(node["datasets"])
 
     def checkpoint_inputs(self, checkpoint: str) -> dict[str, str]:
         """Manifests that a checkpoint of an evaluation is loaded from: ``model`` and perhaps ``projector``."""
@@ -72,6 +97,46 @@ class Plan:
                 "projector": self.manifest("pretrain", name),
             }
         return {"model": self.manifest({"model": "models", "converted": "converted"}[kind], name)}
+
+    def leakage(self, finetune: str) -> str:
+        """The comparison of a finetune's training pictures with those of its evaluations."""
+        return f"{self.results}/leakage/{finetune}.json"
+
+    def leakage_gate(self, stage: str, name: str) -> str:
+        """Made when nothing leaks into the evaluations of a finetune, or of all that start from a pretrain."""
+        return f"{self.results}/leakage/{stage}/{name}.passed"
+
+    def gated(self, stage: str, name: str) -> list[str]:
+        """The finetunes that must not leak before a finetune or a pretrain is trained."""
+        if stage == "finetune":
+            return [name]
+        return [finetune for finetune in self.finetunes() if self.config["finetunes"][finetune]["init"] == name]
+
+    def leakage_training(self, finetune: str) -> list[str]:
+        """Manifests of all data that a finetune's weights saw, its pretrain's included."""
+        node = self.config["finetunes"][finetune]
+        pretrain = self.config["pretrains"].get(node["init"])
+        names = [*node["datasets"], *([pretrain["dataset"]] if pretrain else [])]
+        return [self.manifest("data", name) for name in dict.fromkeys(names)]
+
+    def leakage_evaluations(self, finetune: str) -> dict[str, dict[str, str]]:
+        """Evaluation -> data, split and policy, of the experiments that use ``finetune``."""
+        nodes = [self.config["experiments"][name] for name in self.experiments()]
+        names = {name for node in nodes if node["finetune"] == finetune for name in node["evaluations"]}
+        return {
+            name: {
+                "data": self.manifest("data", self.evaluation(name)["dataset"]),
+                "split": self.evaluation(name)["split"],
+                "leakage": self.evaluation(name)["leakage"],
+            }
+            for name in sorted(names)
+        }
+
+    def leakage_inputs(self, finetune: str) -> list[str]:
+        return sorted({node["data"] for node in self.leakage_evaluations(finetune).values()})
+
+    def leakage_params(self, finetune: str) -> str:
+        return _json(self.leakage_evaluations(finetune))
 
     # --- what an experiment consists of ------------------------------------------------------------------------------
 
@@ -157,7 +222,13 @@ class Plan:
         return _json(_without(self.config["sources"][name], "prepare"))
 
     def dataset_params(self, name: str) -> str:
-        return _json(_without(self.config["datasets"][name], "source", "path", "repeat"))
+        return _json(_without(self.config["datasets"][name], "source", "path", "repeat", "generate"))
+
+    def generate_params(self, name: str) -> str:
+        return _json(_without(self.config["datasets"][name]["generate"], "limits"))
+
+    def generate_limits(self, name: str) -> str:
+        return _json(self.config["datasets"][name]["generate"]["limits"])
 
     def model_params(self, name: str) -> str:
         """The node with each checkpoint as a path; unused keys of the other families are left out."""
@@ -172,15 +243,25 @@ class Plan:
 
     def pretrain_params(self, name: str) -> str:
         node = self.config["pretrains"][name]
-        repeat = [self.config["datasets"][node["dataset"]]["repeat"]]
-        return _json({**{key: node[key] for key in (*_TRAINING, "calibrate")}, "repeat": repeat})
+        return _json({**{key: node[key] for key in (*_TRAINING, "calibrate")}, **self._mix([node["dataset"]])})
 
     def finetune_params(self, name: str) -> str:
         node = self.config["finetunes"][name]
         unused = {"qlora": (), "lora": ("quantization",), "full": ("quantization", "lora")}[node["method"]]
-        node = _without(node, "init", "datasets", "merge", "convert", "resources", *unused)
-        datasets = self.config["finetunes"][name]["datasets"]
-        return _json({**node, "repeat": [self.config["datasets"][dataset]["repeat"] for dataset in datasets]})
+        node = _without(node, "init", "datasets", "merge", "convert", "resources", *_TOKENS, *unused)
+        return _json({**node, **self._mix(self.config["finetunes"][name]["datasets"])})
+
+    def tokens_params(self, stage: str, name: str) -> str:
+        node = self.config[f"{stage}s"][name]
+        datasets = self._training_datasets(stage, name)
+        return _json({**{key: node[key] for key in _TOKENS}, "datasets": datasets})
+
+    def _mix(self, datasets: list[str] | dict[str, float]) -> dict[str, Any]:
+        """How often training takes the records of each data set: its ``repeat``, and its weight if any have one."""
+        return {
+            "repeat": [_number(self.config["datasets"][name]["repeat"]) for name in datasets],
+            "weights": [_number(weight) for weight in datasets.values()] if isinstance(datasets, dict) else None,
+        }
 
     def merge_params(self, name: str) -> str:
         return _json(self.config["finetunes"][name]["merge"])
@@ -264,6 +345,11 @@ class Plan:
 
 def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in keys}
+
+
+def _number(value: float) -> float:
+    """A whole number as ``int``, so that 1 and 1.0 are the same parameter."""
+    return int(value) if value == int(value) else value
 
 
 def _json(value: Any) -> str:

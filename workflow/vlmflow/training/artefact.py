@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from vlmflow.errors import UserError
 from vlmflow.files import read_manifest, staged_directory, write_json, write_manifest
 from vlmflow.models.directory import PROJECTOR, PROJECTOR_FILE
 from vlmflow.models.template import IGNORED
@@ -23,6 +24,18 @@ from vlmflow.training.samples import Samples
 def input_hashes(**manifests: Path | None) -> dict[str, str]:
     """Name -> content hash of every input that is there."""
     return {name: read_manifest(path)["hash"] for name, path in manifests.items() if path is not None}
+
+
+def data_hashes(tokens: Path, model: str) -> dict[str, str]:
+    """Name -> content hash of the counted records and of the data sets that they come from.
+
+    Raises :class:`UserError` if they were counted for another model than the one with the content hash ``model``.
+    """
+    manifest = read_manifest(tokens)
+    if manifest["model"] != model:
+        raise UserError("the tokens were counted for another base model", "run snakemake again", file=tokens)
+    datasets = {f"data{index}": dataset["hash"] for index, dataset in enumerate(manifest["datasets"])}
+    return {"tokens": manifest["hash"], **datasets}
 
 
 def identity(options: TrainingOptions, inputs: dict[str, str]) -> dict[str, Any]:
@@ -57,9 +70,9 @@ def save_projector(model: Any, directory: Path) -> None:
 
 def save_example(processor: Any, samples: Samples, directory: Path) -> None:
     """``example.json``: the first sample as the model sees it, to be looked at before trusting a run."""
-    dataset, index = samples.schedule[0]
+    dataset, index = samples.place(0)
     record = samples.records[dataset][index]
-    sample = samples.sample(record)
+    sample = samples.sample(dataset, index)
     ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
     write_json(
         directory / "example.json",

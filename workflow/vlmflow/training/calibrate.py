@@ -21,11 +21,11 @@ def calibrate(model: Any, samples: Samples, pictures: int, seed: int) -> None:
     projector = model.get_submodule(PROJECTOR)
     features: list[torch.Tensor] = []
     hook = projector.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
-    records = [record for records in samples.records for record in records if record.images]
+    records = samples.with_pictures()
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))[:pictures]
     device = projector.linear_1.weight.device
     for index in order.split(64):
-        values = torch.cat([samples.sample(records[int(i)])["pixel_values"] for i in index])
+        values = torch.cat([samples.sample(*records[int(i)])["pixel_values"] for i in index])
         with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):
             model.model.get_image_features(values.to(device, model.dtype))
     hook.remove()

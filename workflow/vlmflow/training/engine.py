@@ -69,11 +69,10 @@ def trained_parameters(model: torch.nn.Module, state: dict[str, Any] | None = No
     return {name: state[name].detach().cpu().contiguous() for name in names}
 
 
-def load_samples(data: list[Path], processor: Any, options: TrainingOptions) -> Samples:
-    """The training records of the data sets, in the order in which the optimizer sees them."""
-    schedule = {"repeat": options.repeat, "epochs": options.epochs, "batch_size": options.batch_size,
-                "seed": options.seed}  # fmt: skip
-    return Samples(data, processor, schedule, options.max_length)
+def load_samples(tokens: Path, processor: Any, options: TrainingOptions) -> Samples:
+    """The training records that were counted, in the order in which the optimizer sees them."""
+    schedule = {"epochs": options.epochs, "batch_size": options.batch_size, "seed": options.seed}
+    return Samples(tokens, processor, schedule, options.repeat, options.weights)
 
 
 def fit(

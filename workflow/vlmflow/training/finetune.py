@@ -12,6 +12,7 @@ from vlmflow.files import read_manifest
 from vlmflow.models.directory import load_processor, load_projector
 from vlmflow.training.adapters import load_base, make_trainable
 from vlmflow.training.artefact import (
+    data_hashes,
     identity,
     input_hashes,
     is_main_process,
@@ -29,19 +30,20 @@ def train_adapter(
     config: FinetuneOptions,
     model: Path,
     projector: list[Path],
-    data: list[Path],
+    data: Path,
     execution: Execution,
     checkpoints: Path,
     output: Path,
 ) -> None:
-    """Fine-tune ``model`` (manifest), from the pretrained ``projector`` if one is given, on ``data``.
+    """Fine-tune ``model`` (manifest), from the pretrained ``projector`` if one is given, on ``data``
+    (manifest of its counted tokens).
 
     Writes a PEFT directory, the projector and the hash of the base; method ``full`` writes the language model's weights
     in place of the adapter. A killed job resumes from ``checkpoints``.
     """
     pretrained = projector[0] if projector else None
-    datasets = {f"data{index}": path for index, path in enumerate(data)}
-    inputs = input_hashes(model=model, projector=pretrained, **datasets)
+    inputs = input_hashes(model=model, projector=pretrained)
+    inputs |= data_hashes(data, inputs["model"])
     if pretrained and read_manifest(pretrained)["base"] != inputs["model"]:
         raise UserError("the projector was trained with another base model", "run snakemake again", file=pretrained)
     transformers.set_seed(config.seed)

@@ -8,6 +8,7 @@ import transformers
 
 from vlmflow.models.directory import PROJECTOR, device, load_model, load_processor
 from vlmflow.training.artefact import (
+    data_hashes,
     identity,
     input_hashes,
     is_main_process,
@@ -22,13 +23,16 @@ from vlmflow.training.precision import compute_dtype
 
 
 def train_projector(
-    config: PretrainOptions, model: Path, data: list[Path], execution: Execution, checkpoints: Path, output: Path
+    config: PretrainOptions, model: Path, data: Path, execution: Execution, checkpoints: Path, output: Path
 ) -> None:
-    """Train the projector of ``model`` (manifest) on ``data`` (manifests); write the artefact of manifest ``output``.
+    """Train the projector of ``model`` (manifest) on ``data`` (manifest of its counted tokens).
+
+    Writes the artefact of manifest ``output``.
 
     Training state is kept under ``checkpoints`` until the artefact is complete; a killed job resumes from there.
     """
-    inputs = input_hashes(model=model, **{f"data{index}": path for index, path in enumerate(data)})
+    inputs = input_hashes(model=model)
+    inputs |= data_hashes(data, inputs["model"])
     transformers.set_seed(config.seed)
     processor = load_processor(model)
     samples = load_samples(data, processor, config)

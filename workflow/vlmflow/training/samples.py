@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image as Pictures
 from PIL import ImageOps
 from torch.utils.data import Dataset
 
-from vlmflow.data.records import Record, read_records
+from vlmflow.data.records import Record, RecordFile, read_records
 from vlmflow.errors import UserError
 from vlmflow.files import read_manifest
-from vlmflow.models.directory import picture_tokens
+from vlmflow.models.directory import picture_lengths
 from vlmflow.models.template import IGNORED, encode
 from vlmflow.training.schedule import Schedule
 
@@ -46,48 +48,102 @@ def pixel_values(processor: Any, pictures: list[Pictures.Image]) -> torch.Tensor
     return values
 
 
-class Samples(Dataset[Batch]):
-    """The training run in order: item ``i`` is the ``i``-th sample that the optimizer sees."""
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring records of one data set that come equally often: what the schedule draws from."""
 
-    def __init__(self, data: Sequence[Path], processor: Any, schedule: dict[str, Any], max_length: int) -> None:
-        self.records = [read_split(manifest, "train") for manifest in data]
-        self.schedule = Schedule([len(records) for records in self.records], **schedule)
+    dataset: int
+    start: int
+    size: int
+    repeat: float
+
+
+class Samples(Dataset[Batch]):
+    """The training run in order: item ``i`` is the ``i``-th sample that the optimizer sees.
+
+    ``tokens`` is the manifest of the stage that counted their tokens. ``records`` and ``lengths`` hold, per data set,
+    the records (read when asked for) and their number of tokens, pictures included.
+    """
+
+    def __init__(
+        self,
+        tokens: Path,
+        processor: Any,
+        schedule: dict[str, Any],
+        repeat: Sequence[float],
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        indices = range(len(read_manifest(tokens)["datasets"]))
+        self.records = [RecordFile(tokens.parent / f"{index}.jsonl") for index in indices]
+        self._rows = [np.load(tokens.parent / f"{index}.npy") for index in indices]
+        self.lengths = [rows["tokens"] for rows in self._rows]
+        self._groups = [
+            group
+            for index, rows, times in zip(indices, self._rows, repeat, strict=True)
+            for group in groups(index, rows["repeat"], times)
+        ]
+        self.schedule = Schedule(
+            [group.size for group in self._groups],
+            [group.repeat for group in self._groups],
+            weights=None if weights is None else shared_weights(self._groups, weights),
+            **schedule,
+        )
         self._processor = processor
-        self._picture_tokens = picture_tokens(processor)
-        for manifest, records in zip(data, self.records, strict=True):
-            self._check_lengths(manifest, records, max_length)
 
     def __len__(self) -> int:
         return len(self.schedule)
 
     def __getitem__(self, position: int) -> Batch:
-        dataset, index = self.schedule[position]
-        return self.sample(self.records[dataset][index])
+        return self.sample(*self.place(position))
 
-    def sample(self, record: Record) -> Batch:
+    def place(self, position: int) -> tuple[int, int]:
+        """(data set, record) of the ``position``-th sample."""
+        group, index = self.schedule[position]
+        return self._groups[group].dataset, self._groups[group].start + index
+
+    def with_pictures(self) -> list[tuple[int, int]]:
+        """(data set, record) of every record that has pictures."""
+        return [
+            (dataset, int(index)) for dataset, rows in enumerate(self._rows) for index in rows["tiles"].nonzero()[0]
+        ]
+
+    def sample(self, dataset: int, index: int) -> Batch:
         """``input_ids`` and ``labels`` (length,), ``pixel_values`` (pictures, 3, h, w) if the record has any."""
-        encoded = self._encode(record)
+        record, row = self.records[dataset][index], self._rows[dataset][index]
+        sizes = [(image.width, image.height) for image in record.images]
+        pictures = picture_lengths(self._processor, sizes, int(row["tile_limit"]) or None)
+        encoded = encode(self._processor.tokenizer, record.turns, pictures)
+        if len(encoded.input_ids) != row["tokens"]:
+            raise UserError(
+                f"{len(encoded.input_ids)} tokens, but {row['tokens']} were counted",
+                "delete the folder and run snakemake again", file=self.records[dataset].path, record=record.id,
+            )  # fmt: skip
         sample = {"input_ids": torch.tensor(encoded.input_ids), "labels": torch.tensor(encoded.labels)}
         if record.images:
             sample["pixel_values"] = pixel_values(self._processor, load_pictures(record))
         return sample
 
-    def _encode(self, record: Record) -> Any:
-        return encode(self._processor.tokenizer, record.turns, [self._picture_tokens] * len(record.images))
 
-    def _check_lengths(self, manifest: Path, records: list[Record], max_length: int) -> None:
-        """Nothing is cut at training time: every record must fit, and have something to learn."""
-        for record in records:
-            encoded = self._encode(record)
-            length = len(encoded.input_ids)
-            if length > max_length:
-                advice = "raise max_length, or shorten or remove the record"
-                raise UserError(
-                    f"{length} tokens, picture included, but max_length is {max_length}",
-                    advice, file=manifest.parent / "train.jsonl", record=record.id,
-                )  # fmt: skip
-            if all(label == IGNORED for label in encoded.labels):
-                raise UserError("no token to learn", file=manifest.parent / "train.jsonl", record=record.id)
+def groups(dataset: int, repeats: np.ndarray, times: float) -> list[Group]:
+    """The runs of equal ``repeats`` (records,) of a data set whose own repeat is ``times``."""
+    starts = [0, *(np.flatnonzero(np.diff(repeats)) + 1).tolist()]
+    ends = [*starts[1:], len(repeats)]
+    own = [float(repeats[start]) if len(repeats) else 1.0 for start in starts]
+    return [
+        Group(dataset, start, end - start, times if each == 1 else times * each)
+        for start, end, each in zip(starts, ends, own, strict=True)
+    ]
+
+
+def shared_weights(members: Sequence[Group], weights: Sequence[float]) -> list[float]:
+    """The weight of each group: its data set's, in proportion to the samples that it stands for."""
+    whole = [0.0] * len(weights)
+    for group in members:
+        whole[group.dataset] += group.size * group.repeat
+    return [
+        weights[group.dataset] * (group.size * group.repeat / whole[group.dataset] if group.size else 1.0)
+        for group in members
+    ]
 
 
 def collate(samples: Sequence[Batch], pad_token: int) -> Batch:
