@@ -27,8 +27,9 @@ def test_every_recipe_plans(clone: Path, recipe: Path) -> None:
 def test_the_demo_has_the_jobs_it_describes(clone: Path) -> None:
     assert jobs(snakemake("-n", folder=clone)) == {
         "fetch_source": 3, "prepare_source": 1, "validate_dataset": 2, "build_model": 1, "train_projector": 1,
-        "train_adapter": 1, "merge_adapter": 1, "convert_model": 1, "evaluate_checkpoint": 4,
-        "evaluate_baselines": 1, "compare_checkpoints": 1, "render_report": 1, "all": 1, "total": 19,
+        "train_adapter": 1, "merge_adapter": 1, "convert_model": 1, "evaluate_checkpoint": 4, "check_leakage": 1,
+        "gate_training": 1, "count_tokens": 2,
+        "evaluate_baselines": 1, "compare_checkpoints": 1, "render_report": 1, "all": 1, "total": 23,
     }  # fmt: skip
 
 
@@ -90,4 +91,4 @@ def test_rulegraph_and_dag(clone: Path) -> None:
 
 
 def test_the_slurm_profile_is_found_by_its_name(clone: Path) -> None:
-    assert jobs(snakemake("-n", "--profile", "slurm", folder=clone))["total"] == 19
+    assert jobs(snakemake("-n", "--profile", "slurm", folder=clone))["total"] == 23

@@ -1,4 +1,4 @@
-"""Training waits for the search for leaked pictures, and a further evaluation never trains again.
+"""Fine-tuning waits for the search for leaked pictures, and a further evaluation never trains again.
 
 The jobs are real, their scripts are stand-ins, the one that looks for leakage excepted.
 """
@@ -68,13 +68,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_leak_stops_before_any_training_and_other_data_goes_on(clone: Path) -> None:
-    """The leaked picture is one of the pretrain's; the tests below go on from here."""
+def test_a_leak_stops_before_fine_tuning_and_other_data_goes_on(clone: Path) -> None:
+    """The leaked picture is one that the projector was trained with; the tests below go on from here."""
     output = run(clone, check=False)
     assert re.search(r"error: leakage: .*evaluation c: 1 of 1 pictures \(c/1\.png = a/1\.png\)", output)
     assert "same split seed" in output
     assert "Traceback" not in output
-    assert not any((clone / "results" / stage).exists() for stage in ("pretrain", "finetune", "leakage"))
+    assert not (clone / "results" / "finetune").exists()
     pictures(clone, "c", "test", "3")
     run(clone)
     assert all((clone / path).is_file() for path in TRAINED)
@@ -84,7 +84,7 @@ def test_a_leak_stops_before_any_training_and_other_data_goes_on(clone: Path) ->
 def test_a_further_evaluation_is_checked_and_trains_nothing(clone: Path) -> None:
     before = changed(clone)
     write_config(clone, two={"finetune": "second", "evaluations": ["d"]})
-    expected = {"validate_dataset": 1, "check_leakage": 1, "gate_training": 2, "total": 4}
+    expected = {"validate_dataset": 1, "check_leakage": 1, "gate_training": 1, "total": 3}
     assert jobs(run(clone, "-n")) == expected
     run(clone)
     assert changed(clone) == before

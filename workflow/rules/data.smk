@@ -71,6 +71,7 @@ rule check_leakage:
         f"{RESULTS}/logs/check_leakage/{{name}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/check_leakage/{{name}}.tsv"
+    priority: 10  # before the projector is trained, where both could start
     conda:
         "../../envs/train.yaml"
     threads: 1
@@ -87,13 +88,11 @@ rule check_leakage:
         " --output {output:q} 2> {log:q}"
 
 
-# What training waits for. A failed job's outputs are deleted, and a missing file, made anew, would train again, even as
-# `ancient`: this one stays. It is one file, as inputs that grew with every further finetune would train again, too.
+# What fine-tuning waits for. A failed job's outputs are deleted, and a missing file, made anew, would train again, even
+# as `ancient`: this one stays.
 rule gate_training:
     input:
-        lambda w: [plan.leakage(name) for name in plan.gated(w.stage, w.name)],
+        f"{RESULTS}/leakage/{{name}}.json",
     output:
-        touch(f"{RESULTS}/leakage/{{stage}}/{{name}}.passed"),
-    wildcard_constraints:
-        stage="pretrain|finetune",
+        touch(f"{RESULTS}/leakage/{{name}}.passed"),
     localrule: True

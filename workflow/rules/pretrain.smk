@@ -28,7 +28,6 @@ rule train_projector:
     input:
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
         tokens=lambda w: plan.tokens("pretrain", w.name),
-        leakage=lambda w: ancient(plan.leakage_gate("pretrain", w.name)),
     output:
         manifest=f"{RESULTS}/pretrain/{{name}}/manifest.json",
         metrics=f"{RESULTS}/pretrain/{{name}}/metrics.jsonl",

@@ -9,12 +9,12 @@ rule count_tokens:
             category="Data",
             labels={"data set": "tokens of {stage} {name}"},
         ),
-    wildcard_constraints:
-        stage="pretrain|finetune",
     log:
         f"{RESULTS}/logs/count_tokens/{{stage}}-{{name}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/count_tokens/{{stage}}-{{name}}.tsv"
+    wildcard_constraints:
+        stage="pretrain|finetune",
     conda:
         "../../envs/train.yaml"
     threads: 2

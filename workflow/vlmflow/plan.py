@@ -102,16 +102,6 @@ class Plan:
         """The comparison of a finetune's training pictures with those of its evaluations."""
         return f"{self.results}/leakage/{finetune}.json"
 
-    def leakage_gate(self, stage: str, name: str) -> str:
-        """Made when nothing leaks into the evaluations of a finetune, or of all that start from a pretrain."""
-        return f"{self.results}/leakage/{stage}/{name}.passed"
-
-    def gated(self, stage: str, name: str) -> list[str]:
-        """The finetunes that must not leak before a finetune or a pretrain is trained."""
-        if stage == "finetune":
-            return [name]
-        return [finetune for finetune in self.finetunes() if self.config["finetunes"][finetune]["init"] == name]
-
     def leakage_training(self, finetune: str) -> list[str]:
         """Manifests of all data that a finetune's weights saw, its pretrain's included."""
         node = self.config["finetunes"][finetune]
@@ -270,7 +260,7 @@ class Plan:
         return _json(self.config["finetunes"][name]["convert"])
 
     def evaluation_params(self, name: str) -> str:
-        return _json(_without(self.evaluation(name), "dataset", "blind", "resources"))
+        return _json(_without(self.evaluation(name), "dataset", "blind", "leakage", "resources"))
 
     def experiment_params(self, name: str) -> str:
         return _json({"name": name, "title": self.config["experiments"][name]["title"]})
