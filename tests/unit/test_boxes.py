@@ -1,12 +1,9 @@
 """Boxes: numbers of three kinds into the text and back, what is refused, and the drawn sample."""
 
-import time
-from pathlib import Path
-
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image as Pictures
+
 from vlmflow.data.boxes import (
     parse,
     pixels,
@@ -18,11 +15,11 @@ from vlmflow.data.boxes import (
     wrong_markup,
     wrong_tags,
 )
-from vlmflow.data.draw import draw_boxes
-from vlmflow.data.records import Box, Image, Record, Turn
+from vlmflow.data.records import Box
 
 SIZE = (640, 480)
 ROUND, CUT = "round-1000", "truncate-999"
+PROFILE = settings(deadline=None, derandomize=True)
 
 
 def kinds(found):
@@ -80,6 +77,7 @@ def test_truncation_is_that_of_ms_swift_to_the_last_integer():
             assert thousandths((x, 0, x, 0), "real", (width, 1), CUT)[0] == int(x / width * 999), (x, width)
 
 
+@PROFILE
 @given(typed_boxes())
 def test_pixels_of_thousandths_are_within_half_a_thousandth(case):
     corners, kind, size = case
@@ -89,6 +87,7 @@ def test_pixels_of_thousandths_are_within_half_a_thousandth(case):
         assert abs(before - after) <= size[index % 2] * (0.0005 + 1e-12)
 
 
+@PROFILE
 @given(typed_boxes())
 def test_truncated_numbers_are_in_range_and_never_above_the_rounded_ones(case):
     corners, kind, size = case
@@ -144,6 +143,7 @@ def test_every_box_of_a_thing_is_checked():
     assert kinds(wrong_box(box, [SIZE])) == ["box without area", "box out of range"]
 
 
+@PROFILE
 @given(typed_boxes(), st.sampled_from([ROUND, CUT]))
 def test_a_box_that_is_not_refused_is_right_in_the_text(case, scale):
     corners, kind, size = case
@@ -178,6 +178,7 @@ def test_the_example_of_the_ms_swift_tutorial():
 names = st.text(st.characters(exclude_characters="<>", exclude_categories=("Cc", "Cs")), min_size=1, max_size=20)
 
 
+@PROFILE
 @given(st.lists(st.tuples(names, st.lists(whole_boxes(), min_size=1, max_size=4)), max_size=5))
 def test_substituted_text_parses_to_the_thousandths(things):
     refs = [name for name, _ in things]
@@ -288,51 +289,4 @@ def test_wrong_markup(text):
     ids=["blanks", "boxes", "refs", "half a tag", "names"],
 )
 def test_hostile_markup_costs_no_more_than_its_length(text):
-    start = time.perf_counter()
-    list(wrong_markup(text))
-    assert time.perf_counter() - start < 1
-
-
-def test_text_without_boxes_is_not_searched():
-    text = "<ref>a</ref> " * 100_000
-    start = time.perf_counter()
-    for _ in range(20):
-        assert parse(text) == [] == list(wrong_markup(text))
-    assert time.perf_counter() - start < 1
-
-
-def drawn_record(folder: Path, name: str, orientation: int = 1) -> Record:
-    """A grey picture, 200 x 100 upright, whose left half is the box."""
-    stored = (200, 100) if orientation == 1 else (100, 200)
-    exif = Pictures.Exif()
-    exif[0x0112] = orientation
-    Pictures.new("RGB", stored, (90, 90, 90)).save(folder / name, exif=exif, quality=95)
-    box = Box(0, "norm_1", ((0, 0, 0.5, 1),), "left")
-    turns = (Turn("user", "<image>\nWhere is the left half?"), Turn("assistant", "Here."))
-    return Record(name, (Image(str(folder / name), 200, 100, ""),), turns, boxes=(box,))
-
-
-def coloured(picture: Pictures.Image, box: tuple[int, int, int, int]) -> int:
-    """How many pixels of a part are neither grey, black nor white."""
-    return sum(max(pixel) - min(pixel) > 60 for pixel in picture.crop(box).convert("RGB").get_flattened_data())
-
-
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_the_sheet_shows_pictures_upright_with_boxes_where_they_are(tmp_path, orientation):
-    record = drawn_record(tmp_path, "a.jpg", orientation)
-    draw_boxes([record], tmp_path / "sheet.jpg")
-    with Pictures.open(tmp_path / "sheet.jpg") as sheet:
-        sheet.load()
-        assert sheet.format == "JPEG"
-        # Thumbnail 320 x 160: the box is its left half, its right edge near 160.
-        assert coloured(sheet, (150, 40, 170, 150)) > 100
-        assert coloured(sheet, (200, 0, 320, 160)) == 0
-        assert min(sheet.convert("L").crop((0, 320, 320, 336)).get_flattened_data()) < 100, "no question below"
-
-
-def test_the_sheet_holds_twelve(tmp_path):
-    records = [drawn_record(tmp_path, f"{index}.jpg") for index in range(12)]
-    draw_boxes(records, tmp_path / "sheet.jpg")
-    with Pictures.open(tmp_path / "sheet.jpg") as sheet:
-        left, top = 2 * sheet.width // 3, 3 * sheet.height // 4
-        assert coloured(sheet, (left, top, sheet.width, sheet.height)) > 100, "the last one is drawn"
+    list(wrong_markup(text))  # a backtracking expression would take minutes

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from vlmflow.data.annotations import Annotations
+from vlmflow.data.formats.draft import UnusableError
+from vlmflow.data.formats.objects import read_objects
 from vlmflow.data.records import Turn
 
 ASK = {"from": "human", "value": "<image>\nWhat is this?"}
@@ -322,3 +324,17 @@ def test_what_json_forbids_is_refused(tmp_path: Path, line: str, reason: str) ->
     for content in (f"{line}\n", f"[{line}]"):
         problem = read(tmp_path / "a.json", content).problems[0]
         assert problem.reason.startswith(reason) or (line.count("{") > 1 and content[0] == "[")
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        '[{"bbox": [0, 0, 1e999, 1]}]',
+        '[{"bbox": [0, 0, NaN, 1]}]',
+        [{"bbox": [0, 0, 10**400, 1]}],
+        [{"bbox": [0, 0, 1, 1], "image": 10**30}],
+    ],
+)
+def test_numbers_that_no_box_has_are_refused_while_they_are_read(objects: Any) -> None:
+    with pytest.raises(UnusableError, match="wrong shape of objects"):
+        read_objects(objects)

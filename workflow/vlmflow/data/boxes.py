@@ -24,6 +24,7 @@ Wrong = tuple[str, str]
 _TAG = re.compile(f"{REF_TAG}|{BOX_TAG}")
 # No class here matches what may follow it, so that hostile text costs no more than its length.
 _MARKUP = re.compile(r"(?:<ref>([^<>]*)</ref>\s*)?<box>([^<>]*)</box>")
+_HAIR = 2  # pixels by which edges that were rounded or counted from 1 lie outside
 _NO_NAME = re.compile("[<>\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -103,7 +104,8 @@ def _advice(kind: str, corners: Corners, size: Size) -> str:
     if min(corners) >= 0:
         if kind != "real" and x2 <= size[0] and y2 <= size[1]:
             return "these look like pixels: set bbox_type to real"
-        if kind != "norm_1000" and max(corners) <= 1000:
+        a_hair = kind == "real" and x2 < size[0] + _HAIR and y2 < size[1] + _HAIR
+        if kind != "norm_1000" and max(corners) <= 1000 and not a_hair:
             return "these look like thousandths: set bbox_type to norm_1000, or correct the numbers"
     return "correct the numbers, or bbox_type; pixels are those of the upright picture"
 

@@ -24,7 +24,7 @@ def draw_boxes(records: Sequence[Record], path: Path) -> None:
         sheet.paste(_drawn(record), (left, top))
         question = next(turn.text for turn in record.turns if turn.role == "user").replace("<image>", "")
         ImageDraw.Draw(sheet).text((left + 4, top + _SIDE), " ".join(question.split())[:52], fill="black")
-    sheet.save(path, quality=85)
+    sheet.save(path, "JPEG", quality=85, subsampling=0)  # lines two pixels wide keep their colour
 
 
 def _drawn(record: Record) -> Pictures.Image:
@@ -40,7 +40,9 @@ def _drawn(record: Record) -> Pictures.Image:
         for corners in box.bbox:
             edges = pixels(corners, box.type, (image.width, image.height))
             x1, y1, x2, y2 = (edge * scale[side % 2] for side, edge in enumerate(edges))
-            draw.rectangle((x1, y1, x2, y2), outline=colour, width=2)
+            # The right and lower edge of a picture lie outside its last pixels.
+            last = max(x1, min(x2, picture.width - 1)), max(y1, min(y2, picture.height - 1))
+            draw.rectangle((x1, y1, *last), outline=colour, width=2)
             if box.ref:
                 draw.text((x1 + 3, y1 + 2), box.ref[:40], fill=colour)
     return picture

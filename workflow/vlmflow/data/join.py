@@ -45,7 +45,7 @@ class Joiner:
                 videos.append(Video(self._path(name), video.frames, video.duration, *size, video.sha256.hex()))
         sizes = [(image.width, image.height) for image in images]
         if not problems and draft.boxes:
-            wrong = [finding for box in draft.boxes for finding in wrong_box(box, sizes)]
+            wrong = [finding for box in draft.boxes for finding in wrong_box(box, sizes, self._scale)]
             problems = [self._located(draft, Problem(why, advice), "objects") for why, advice in wrong]
         if problems:
             return list(dict.fromkeys(problems))

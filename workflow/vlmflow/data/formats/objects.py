@@ -14,6 +14,8 @@ from vlmflow.data.records import Box, Corners
 
 _TYPES = {"real": "real", "norm_1": "norm_1", "norm1": "norm_1", "norm_1000": "norm_1000", "norm1000": "norm_1000"}
 
+_LARGEST = 1_000_000_000  # no number of a box is larger; NaN is not smaller either
+
 
 def read_objects(value: Any) -> tuple[list[str], list[Box]]:
     """Names and boxes of an ``objects`` key; raises :class:`UnusableError` when it is neither version's."""
@@ -62,7 +64,7 @@ def _version_3(value: dict[str, Any]) -> tuple[list[str], list[Box]]:
 def _box(image: Any, kind: Any, bbox: Any, ref: str, where: str) -> Box:
     if not isinstance(kind, str) or kind not in _TYPES:
         raise UnusableError(f"unknown bbox_type: {kind!r}", "there is real, norm_1 and norm_1000", where)
-    if not isinstance(image, int) or isinstance(image, bool):
+    if not isinstance(image, int) or isinstance(image, bool) or abs(image) > _LARGEST:
         raise _wrong("the picture of a box is a number from 0", where)
     nested = bbox if isinstance(bbox, list) and bbox and isinstance(bbox[0], list) else [bbox]
     return Box(image, _TYPES[kind], tuple(_corners(corners, where) for corners in nested), ref)  # type: ignore[arg-type]
@@ -70,7 +72,7 @@ def _box(image: Any, kind: Any, bbox: Any, ref: str, where: str) -> Box:
 
 def _corners(corners: Any, where: str) -> Corners:
     numbers = isinstance(corners, list) and all(type(number) in (int, float) for number in corners)
-    if not numbers or len(corners) != 4:
+    if not numbers or len(corners) != 4 or not all(abs(number) <= _LARGEST for number in corners):
         raise _wrong("a box is four numbers, x1, y1, x2, y2, or a list of such", where)
     return tuple(corners)
 
