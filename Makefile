@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on this machine: no GPU, no conda, no root; about 8 minutes after installation
 # make test   lint, types, unit tests, dry runs of every recipe, the tiny recipe end to end
-.PHONY: demo tiny test lint format pins docs rulegraph
+.PHONY: demo tiny test lint format pins docs rulegraph bench-data
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -27,6 +27,12 @@ format: .venv/complete
 	ruff check --fix
 	ruff format
 	snakefmt Snakefile workflow/rules
+
+# Speed of the data stage against plain loading, plain decoding and plain rendering; figures in docs/benchmarks.md
+bench-data: .venv/complete
+	python benchmarks/data_records.py
+	python benchmarks/data_images.py
+	python benchmarks/tokens.py
 
 # Refresh requirements.txt and envs/*.yaml from the direct dependencies in envs/*.in
 pins:

@@ -215,7 +215,9 @@ def own(folder: Path, *arguments: str, check: bool = True) -> str:
     return snakemake("mine", *RECIPE, "mine.yaml", *arguments, folder=folder, check=check)
 
 
-def test_bad_data_stops_before_training_and_fixing_it_goes_on(finished: tuple[Path, str], own_pictures: Path) -> None:
+def test_bad_data_stops_before_training_and_fixing_it_goes_on(
+    finished: tuple[Path, str], results: Path, own_pictures: Path
+) -> None:
     folder = finished[0]
     good = (own_pictures / "0003.png").read_bytes()
     (own_pictures / "0003.png").write_bytes(good[:60])
@@ -225,8 +227,9 @@ def test_bad_data_stops_before_training_and_fixing_it_goes_on(finished: tuple[Pa
     assert "0005.png" in output
     assert "2 of 20 records" in output
     assert "Traceback" not in output
-    assert not (folder / "results" / "tiny" / "data" / "mine").exists()
-    assert not (folder / "results" / "tiny" / "finetune" / "mine").exists()
+    assert "rule train_adapter" not in output
+    assert sorted(path.name for path in (results / "data" / "mine").iterdir()) == ["problems.json", "problems.md"]
+    assert not (results / "finetune" / "mine").exists()
     (own_pictures / "0003.png").write_bytes(good)
     (own_pictures / "0005.png").write_bytes((own_pictures / "0004.png").read_bytes())
     own_pictures.chmod(0o555)  # only read
@@ -234,7 +237,8 @@ def test_bad_data_stops_before_training_and_fixing_it_goes_on(finished: tuple[Pa
         own(folder)
     finally:
         own_pictures.chmod(0o755)
-    assert (folder / "results" / "tiny" / "report" / "mine" / "index.html").is_file()
+    assert (results / "report" / "mine" / "index.html").is_file()
+    assert not (results / "data" / "mine" / "problems.md").exists()
 
 
 def test_own_pictures_share_the_projector(finished: tuple[Path, str], own_pictures: Path) -> None:
