@@ -101,7 +101,7 @@ class Annotations:
             draft, findings = self._read(form, value)
         if findings or draft is None:
             name = value.get("id") if isinstance(value, dict) else None
-            label = raw.position if name is None else f"{shown(name)} ({raw.position})"
+            label = raw.position if name in (None, "") else f"{shown(name)} ({raw.position})"
             self.problems += [Problem(why, advice, part.path, label, at or None) for why, advice, at in findings]
             return None
         return self._named(draft, part, raw, repaired, form, value)

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import xxhash
 from PIL import Image as Pictures
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from vlmflow.data.cache import Known, PictureCache
@@ -105,7 +105,8 @@ def _check_unless_known(root: Path, name: str, max_pixels: int, known: Known | N
         found = _decode(path.read_bytes(), name, max_pixels, problem)
         return found, Known(state.st_size, state.st_mtime_ns, found) if isinstance(found, ImageFacts) else None
     except Exception as error:  # a hostile file can make a decoder raise anything
-        reason = f"picture cannot be decoded: {shown(name)}: {shown(error, 200)}"
+        unknown = isinstance(error, UnidentifiedImageError)  # its message names an object in memory
+        reason = f"picture cannot be decoded: {shown(name)}" + ("" if unknown else f": {shown(error, 200)}")
         return problem(reason, f"it is damaged, or not one of {', '.join(_FORMATS)}; copy or export it again"), None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlmflow.data.raw import Finding
 from vlmflow.data.shape import has_shape, wrong_shape
+from vlmflow.data.stream import Decoder
 from vlmflow.errors import UserError
 
 _LARGEST = 10_000_000  # bytes; a meta file has a few lines, a larger file is data
@@ -18,9 +19,11 @@ def read_meta(path: Path, required: bool = False) -> list[tuple[Path, str, float
     ``annotation`` is relative to the meta file, ``root`` to the data set's ``images``. With ``required`` a file of
     another kind is a :class:`UserError`, as is an entry that lacks something.
     """
-    value = _object(path)
+    value, broken = _object(path)
     if not required and not (value and all(isinstance(v, dict) and "annotation" in v for v in value.values())):
         return None
+    if broken:
+        raise UserError(broken[0], broken[1], file=path)
     if value is None or not has_shape("internvl-meta", value):
         findings = wrong_shape("internvl-meta", value) if value is not None else []
         reason, advice, where = findings[0] if findings else ("no meta file: not one JSON object", "", "")
@@ -33,14 +36,16 @@ def read_meta(path: Path, required: bool = False) -> list[tuple[Path, str, float
     ]
 
 
-def _object(path: Path) -> dict[str, Any] | None:
-    if not path.name.endswith(".json") or path.stat().st_size > _LARGEST:
-        return None
+def _object(path: Path) -> tuple[dict[str, Any] | None, Finding | None]:
+    """The object in a file, and what JSON forbids in it."""
+    if not (path.name.endswith(".json") and path.is_file()) or path.stat().st_size > _LARGEST:
+        return None, None
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig").strip()
+        value, end, broken = Decoder().decode(text, 0)
     except (ValueError, RecursionError, OSError):
-        return None  # whoever reads it as data says what is wrong
-    return value if isinstance(value, dict) else None
+        return None, None  # whoever reads it as data says what is wrong
+    return (value, broken) if isinstance(value, dict) and end == len(text) else (None, None)
 
 
 def _inside(path: Path, name: str, annotation: str) -> Path:

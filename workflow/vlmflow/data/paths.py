@@ -47,6 +47,8 @@ def suggestion(path: Path, root: Path) -> str:
         path, folder = folder, folder.parent
     if not folder.is_dir():
         return f"there is no folder {shown(folder)}"
+    if path.is_symlink():
+        return "it is a link that leads nowhere; copy the file itself"
     names = _listing(folder, folder.stat().st_mtime_ns)
     here = bisect.bisect(names, path.name.lower(), key=str.lower)
     close = names[max(0, here - _NEIGHBOURS) : here + _NEIGHBOURS]

@@ -10,13 +10,18 @@ from vlmflow.data.formats.draft import IMAGE, MEDIA, VIDEO, Draft, Format, Value
 from vlmflow.data.raw import Finding
 from vlmflow.data.records import Turn
 from vlmflow.data.report import shown
+from vlmflow.data.shape import known_keys
 
 _SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|</?img>|</video>|<IMG_CONTEXT>|<unk>|<pad>")
 """Tokens of common chat templates; those of the model itself are looked for when its tokens are counted."""
 _SUSPECT = re.compile("<(?!image>)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_CERTAIN = ("image", "images", "video", "videos")
+"""Keys of pictures for certain; a record with pictures may tell more of them under the others."""
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BROKEN = re.compile("[\ud800-\udfff]")
 _UNNAMEABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_URL = re.compile(r"data:|[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_LONGEST_NAME, _LONGEST_PART = 1000, 255  # bytes of an id or a path, and of a file's own name (Linux)
 
 
 def wrong_content(draft: Draft, form: Format, value: Value, placeholder: str) -> list[Finding]:
@@ -25,14 +30,16 @@ def wrong_content(draft: Draft, form: Format, value: Value, placeholder: str) ->
 
 
 def _findings(draft: Draft, form: Format, value: Value, placeholder: str) -> Iterator[Finding]:
-    for key in () if draft.images or draft.videos else MEDIA:
-        if value.get(key):
-            yield f"pictures under another key: '{key}'", f"name pictures under '{form.image_field}'", key
+    telling = _CERTAIN if draft.images or draft.videos else MEDIA
+    elsewhere = [key for key in telling if value.get(key) and key not in known_keys(form.schema)]
+    for key in elsewhere:
+        yield f"pictures under another key: '{key}'", f"name pictures under '{form.image_field}'", key
     yield from _wrong_roles([turn.role for turn in draft.turns], form, value)
     named = [("id", draft.id), ("category", draft.category), *((form.image_field, name) for name in draft.images)]
     for where, text in [*named, *(("videos", name) for name in draft.videos)]:
-        if text and _UNNAMEABLE.search(text):
-            yield f"control character in a name: {shown(text)}", "remove it", where
+        # The quick way for ordinary names.
+        if text is not None and (not 0 < len(text) < 64 or ":" in text or _UNNAMEABLE.search(text)):
+            yield from ((reason, advice, where) for reason, advice in _wrong_name(text, where in ("id", "category")))
     texts = [turn.text for turn in draft.turns]
     whole = "\n".join(texts)
     asked = {tag: _asked(draft, tag) if tag in whole else 0 for tag in (IMAGE, VIDEO)}
@@ -41,11 +48,25 @@ def _findings(draft: Draft, form: Format, value: Value, placeholder: str) -> Ite
     if draft.boxes or draft.refs or BOX_TAG in whole or "<box>" in whole:
         yield from ((reason, advice, "objects") for reason, advice in wrong_tags(texts, draft.refs, draft.boxes))
     for tag, what, files in ((IMAGE, "picture", draft.images), (VIDEO, "video", draft.videos)):
-        if asked[tag] != len(files) and (asked[tag] or placeholder == "error"):
+        if asked[tag] != len(files) and (asked[tag] or placeholder == "error") and not elsewhere:
             each = f"write {tag} into the questions once for each {what}"
             advice = each if files else f"name the {what} in the record, or remove {tag}"
             where = form.turn_field(value, 0).split("[")[0]
             yield f"number of placeholders: {asked[tag]} {tag} for {len(files)} {what}(s)", advice, where
+
+
+def _wrong_name(name: str, is_label: bool) -> Iterator[tuple[str, str]]:
+    """What is wrong with the name of a file, or with a label: an id or a category."""
+    if _UNNAMEABLE.search(name):
+        yield f"control character in a name: {shown(name)}", "remove it"
+    elif not name:
+        yield "empty value: a file without a name", "name the file"
+    elif not is_label and _URL.match(name):
+        yield f"not a file: {shown(name, 60)}", "download it into the data set's folder and name the file"
+    elif len(name.encode()) > _LONGEST_NAME or (
+        not is_label and max(len(part.encode()) for part in name.split("/")) > _LONGEST_PART
+    ):
+        yield f"name too long: {shown(name)} has {len(name):,} characters", "give it a shorter one"
 
 
 def _asked(draft: Draft, tag: str) -> int:

@@ -40,12 +40,20 @@ def _validator(name: str) -> jsonschema_rs.Draft202012Validator:
 
 def has_shape(name: str, value: Any) -> bool:
     """Whether a record follows the schema."""
-    return _validator(name).is_valid(value)
+    try:
+        return _validator(name).is_valid(value)
+    except ValueError:  # the validator cannot take the value in; wrong_shape says why
+        return False
 
 
 def wrong_shape(name: str, value: Any) -> list[Finding]:
     """How a record differs from the schema, each difference once."""
-    return list(dict.fromkeys(_findings(name, value)))
+    try:
+        return list(dict.fromkeys(_findings(name, value)))
+    except UnicodeEncodeError:
+        return [("broken character: half of a surrogate pair in a key", "write the keys anew as UTF-8", "")]
+    except ValueError as error:  # lists in lists, or objects in objects, some hundred deep
+        return [(f"nested too deeply: {shown(error)}", "correct the record", "")]
 
 
 def _findings(name: str, value: Any) -> Iterator[Finding]:

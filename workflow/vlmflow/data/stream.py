@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ def read_raw(path: Path, form: str = "auto") -> Iterator[Raw]:
 
     Raises :class:`UserError` when the file as a whole is wrong.
     """
+    if path.exists() and not path.is_file():
+        raise UserError("no file: it is a folder or device", "name an annotation file", file=path)
     with _open(path) as stream:
         head = ""
         while not head and (block := stream.read(4096)):
@@ -91,12 +94,14 @@ def _open(path: Path) -> TextIO:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-class _Decoder:
+class Decoder:
     """The standard library's C scanner; notes what JSON forbids and Python would let pass."""
 
     def __init__(self) -> None:
         self._notes: list[Finding] = []
-        decoder = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+        decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
+        )
         self._decode = decoder.raw_decode
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,8 +112,15 @@ class _Decoder:
             self._notes.append((f"duplicate key: '{shown(twice)}'", "remove one of the two", ""))
         return value
 
+    def _float(self, text: str) -> float | None:
+        value = float(text)
+        if math.isfinite(value):
+            return value
+        self._constant(text)
+        return None
+
     def _constant(self, name: str) -> None:
-        self._notes.append((f"not valid JSON: {name} is no number", "write a number or null", ""))
+        self._notes.append((f"not valid JSON: {shown(name)} is no number", "write a number or null", ""))
 
     def decode(self, text: str, start: int) -> tuple[Any, int, Finding | None]:
         """(value, end, what is wrong with it) of the JSON value that starts at ``start``."""
@@ -118,11 +130,11 @@ class _Decoder:
 
 
 def _lines(stream: TextIO, path: Path) -> Iterator[Raw]:
-    decoder, number, line = _Decoder(), 0, 0
+    decoder, number, line = Decoder(), 0, 0
     while text := stream.readline(_LONGEST):
         line += 1
         stripped = text.strip(" \t\r\n")
-        if stripped == "{" and not line > 1:
+        if not number and (stripped == "{" or (not path.name.endswith((".jsonl", ".jsonl.gz")) and _is_cut(stripped))):
             advice = "write a list of records, [{...}, {...}], or one record a line"
             raise UserError("no list of records: an object goes over several lines", advice, file=path)
         if stripped:
@@ -130,7 +142,18 @@ def _lines(stream: TextIO, path: Path) -> Iterator[Raw]:
             number += 1
 
 
-def _line(decoder: _Decoder, number: int, position: str, text: str) -> Raw:
+def _is_cut(text: str) -> bool:
+    """Whether a JSON value begins well and has no end."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return bool(text) and error.pos >= len(text)
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _line(decoder: Decoder, number: int, position: str, text: str) -> Raw:
     try:
         value, end, broken = decoder.decode(text, 0)
         if end == len(text):
@@ -182,7 +205,7 @@ class _Window:
 
 
 def _array(stream: TextIO, path: Path) -> Iterator[Raw]:
-    window, decoder, index = _Window(stream, path), _Decoder(), 0
+    window, decoder, index = _Window(stream, path), Decoder(), 0
     window.skip_space()
     window.at += 1
     while window.skip_space() != "]":
@@ -206,7 +229,7 @@ def _array(stream: TextIO, path: Path) -> Iterator[Raw]:
         raise UserError("empty list: no record", "write records into it, or leave the file out", file=path)
 
 
-def _element(window: _Window, decoder: _Decoder) -> tuple[Any, Finding | None]:
+def _element(window: _Window, decoder: Decoder) -> tuple[Any, Finding | None]:
     """The next value of an array; reads on for as long as it may only be cut."""
     while True:
         try:

@@ -15,9 +15,12 @@ _CELL_CHARACTERS = 10_000_000
 
 
 def read_table(stream: TextIO, delimiter: str, path: Path) -> Iterator[Raw]:
-    """The rows as column -> text; raises :class:`UserError` when the first line does not name the columns."""
+    """The rows as column -> text.
+
+    Raises :class:`UserError` when the first line does not name the columns, or a wrong quote swallows further lines.
+    """
     csv.field_size_limit(_CELL_CHARACTERS)
-    lines = _cells(csv.reader(stream, delimiter=delimiter, strict=True))
+    lines = _cells(csv.reader(stream, delimiter=delimiter, strict=True), path)
     _, first = next(lines)
     header = [] if isinstance(first, csv.Error) else [cell.strip().lower() for cell in first]
     missing = [column for column in ("question", "answer") if column not in header]
@@ -32,14 +35,18 @@ def read_table(stream: TextIO, delimiter: str, path: Path) -> Iterator[Raw]:
         raise UserError("empty table: no record under the column names", "write records into it", file=path)
 
 
-def _cells(reader: Any) -> Iterator[tuple[int, list[str] | csv.Error]]:
+def _cells(reader: Any, path: Path) -> Iterator[tuple[int, list[str] | csv.Error]]:
     """(line number, cells or what is wrong) of each row that is not empty."""
     while True:
+        start = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
+            if reader.line_num > start:  # how many rows it took in, nobody knows
+                where = f"lines {start} to {reader.line_num} are taken for one row"
+                raise UserError(f"not a valid table: {error}, {where}", "check the quotes there", file=path) from None
             yield reader.line_num, error
         else:
             if cells:
