@@ -131,7 +131,7 @@ def test_data_sets_are_a_list_or_have_weights(datasets: Any, repeat: float, mix:
     config["datasets"]["digit-questions"]["repeat"] = repeat
     plan = Plan(config)
     assert json.loads(plan.finetune_params("qlora")).items() >= mix.items()
-    assert plan.finetune_datasets("qlora") == [f"results/data/{name}/manifest.json" for name in datasets]
+    assert plan.training_data("finetune", "qlora") == [f"results/data/{name}/manifest.json" for name in datasets]
     assert set(plan.datasets()) == {"digit-questions", "name-the-digit"}
     assert json.loads(plan.pretrain_params("projector")).items() >= {"repeat": [1], "weights": None}.items()
 

@@ -19,8 +19,24 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "sub/readme.md": b"text"}
 
 
+def pointer(content: bytes) -> dict[str, object]:
+    """What the hub tells of a large file."""
+    return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+
+
+class Server(ThreadingHTTPServer):
+    """What was asked for, which files are refused for now, and whether the repository is gated."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Hub)
+        self.asked, self.tokens, self.refused, self.gated = list[str](), set[str | None](), set[str](), False
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
 class Hub(BaseHTTPRequestHandler):
     """One model repository, owner/model, with the two routes that a download uses."""
+
+    server: Server
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -30,9 +46,19 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
+        self.server.tokens.add(self.headers.get("Authorization"))
         name = path.removeprefix(f"/owner/model/resolve/{COMMIT}/")
+        if self.server.gated:
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if path.startswith("/api/models/owner/model"):
-            siblings = [{"rfilename": file, "size": len(content)} for file, content in FILES.items()]
+            siblings = [
+                {"rfilename": file, "size": len(content), "lfs": pointer(content) if "safetensors" in file else None}
+                for file, content in FILES.items()
+            ]
             content = json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": siblings}).encode()
             if "/tree/" in path:
                 content = json.dumps(
@@ -40,11 +66,13 @@ class Hub(BaseHTTPRequestHandler):
                      for f, c in FILES.items()]
                 ).encode()  # fmt: skip
             kind = "application/json"
-        elif name in FILES:
+        elif name in FILES and name not in self.server.refused:
+            if body:
+                self.server.asked.append(name)
             content, kind = FILES[name], "application/octet-stream"
         else:
             self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("X-Error-Code", "EntryNotFound" if name in FILES else "RepoNotFound")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -61,15 +89,22 @@ class Hub(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield running
+        running.shutdown()
 
 
-def fetch(endpoint: str, output: Path, **changed: object) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def endpoint(server: Server) -> str:
+    return server.url
+
+
+def fetch(
+    endpoint: str, output: Path, variables: dict[str, str] | None = None, **changed: object
+) -> subprocess.CompletedProcess[str]:
     """Run the stage's script: the client reads its address from the environment once, when it is imported."""
     config = {"hub": "owner/model", "kind": "model", "revision": "main", "patterns": [], "files": {}, **changed}
     command = [sys.executable, "workflow/scripts/fetch_source.py", "--config", json.dumps(config)]
@@ -77,7 +112,8 @@ def fetch(endpoint: str, output: Path, **changed: object) -> subprocess.Complete
         **os.environ,
         "HF_ENDPOINT": endpoint,
         "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(output.parent.parent),
+        "HF_HOME": str(output.parent.parent / "home"),
+        **(variables or {}),
     }
     return subprocess.run(
         [*command, "--output", str(output)], cwd=ROOT, env=environment, capture_output=True, text=True
@@ -86,10 +122,10 @@ def fetch(endpoint: str, output: Path, **changed: object) -> subprocess.Complete
 
 def test_a_repository_is_fetched_whole_and_its_commit_recorded(endpoint: str, tmp_path: Path) -> None:
     output = tmp_path / "source" / "manifest.json"
-    done = fetch(endpoint, output)
+    done = fetch(endpoint, output, revision=None)
     assert done.returncode == 0, done.stderr
     manifest = json.loads(output.read_text())
-    assert manifest["source"]["commit"] == COMMIT
+    assert manifest["source"] == {"hub": "owner/model", "kind": "model", "revision": None, "commit": COMMIT}
     assert {name: (output.parent / name).read_bytes() for name in manifest["files"]} == FILES
 
 
@@ -115,3 +151,55 @@ def test_what_cannot_be_had_is_said(endpoint: str, tmp_path: Path, trouble: str)
     assert "error: cannot fetch owner/nothing" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "source").exists()
+
+
+def test_the_next_run_asks_only_for_what_is_missing(server: Server, tmp_path: Path) -> None:
+    output, secret = tmp_path / "source" / "manifest.json", {"HF_TOKEN": "hf_SECRET"}
+    server.refused = {"model.safetensors"}
+    first = fetch(server.url, output, secret)
+    assert "error: cannot fetch owner/model" in first.stderr
+    assert not output.parent.exists()
+    left = tmp_path / ".source.part" / "files" / ".cache" / "huggingface" / "download" / "x.1.incomplete"
+    left.write_bytes(b"of a killed run")
+    fetch(server.url, output, secret)
+    assert not left.exists()
+    assert set(server.asked) == {"config.json", "sub/readme.md"}
+    server.refused = set()
+    server.asked.clear()
+    second = fetch(server.url, output, secret)
+    assert second.returncode == 0, second.stderr
+    assert server.asked == ["model.safetensors"]
+    assert set(json.loads(output.read_text())["files"]) == set(FILES)
+    assert [path.name for path in output.parent.iterdir() if path.name.startswith(".")] == []
+    assert not (tmp_path / ".source.part").exists()
+    assert "Bearer hf_SECRET" in server.tokens
+    assert "hf_SECRET" not in first.stderr + second.stderr + output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("gated", "variables", "changed", "message"),
+    [
+        (True, {}, {}, "gated: accept its conditions on its page, and set HF_TOKEN"),
+        (False, {"HF_HUB_OFFLINE": "1"}, {}, "offline mode is on: unset HF_HUB_OFFLINE"),
+        (False, {}, {"patterns": ["*.gguf"]}, "no file of owner/model matches *.gguf\n    -> it has config.json"),
+    ],
+)
+def test_each_trouble_has_its_advice(
+    server: Server, tmp_path: Path, gated: bool, variables: dict[str, str], changed: dict[str, object], message: str
+) -> None:
+    server.gated = gated
+    done = fetch(server.url, tmp_path / "source" / "manifest.json", variables, **changed)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob(".source.part"))
+
+
+def test_a_second_fetch_takes_large_files_over_from_the_first(server: Server, tmp_path: Path) -> None:
+    output = tmp_path / "source" / "manifest.json"
+    for _ in range(2):
+        assert fetch(server.url, output).returncode == 0
+        output.unlink()  # as snakemake does before it runs the rule again
+    assert server.asked.count("model.safetensors") == 1
+    (output.parent / "model.safetensors").write_bytes(b"damaged")
+    assert fetch(server.url, output).returncode == 0
+    assert (output.parent / "model.safetensors").read_bytes() == FILES["model.safetensors"]

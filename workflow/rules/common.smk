@@ -1,4 +1,4 @@
-"""Path helpers and target lists; what a job depends on is decided in workflow/vlmflow/plan.py."""
+"""Path helpers and target lists; what a job depends on is decided in workflow/vlmflow/plan."""
 
 import os
 import shlex

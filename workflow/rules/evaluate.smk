@@ -37,7 +37,7 @@ rule evaluate_checkpoint:
 
 rule evaluate_baselines:
     input:
-        train=lambda w: plan.finetune_datasets(w.finetune),
+        train=lambda w: plan.training_data("finetune", w.finetune),
         data=lambda w: plan.manifest("data", plan.evaluation(w.name)["dataset"]),
     output:
         f"{RESULTS}/evaluate/{{name}}/baselines-{{finetune}}.json",

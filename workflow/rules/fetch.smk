@@ -14,6 +14,7 @@ rule fetch_source:
     threads: 1
     params:
         config=lambda w: plan.source_params(w.name),
+        files=lambda w: plan.source_files(w.name),
         code=plan.code("fetch_source"),
     message:
         "Fetching {wildcards.name}"

@@ -1,0 +1,16 @@
+"""What every job of the workflow depends on: exactly the configuration keys and manifests its result is made from.
+
+The rules ask here for paths, parameters and resources, so that an edit has one obvious place. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from vlmflow.plan.data import DataPlan
+from vlmflow.plan.evaluation import EvaluationPlan
+from vlmflow.plan.training import TrainingPlan
+
+CHECKPOINT = r"(model|pretrain|converted)-[A-Za-z0-9_-]+(\+blind)?"
+
+
+class Plan(DataPlan, TrainingPlan, EvaluationPlan):
+    """The resolved configuration as questions that rules ask."""

@@ -1,0 +1,73 @@
+"""What building, training, merging and converting depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlmflow.plan.nodes import Nodes
+from vlmflow.plan.values import TOKENS, as_json, number, without
+
+_TRAINING = ("epochs", "batch_size", "learning_rate", "weight_decay", "betas", "warmup_ratio", "schedule",
+             "max_grad_norm", "precision", "seed")  # fmt: skip
+
+
+class TrainingPlan(Nodes):
+    """Questions of the rules pretrain, finetune and convert."""
+
+    def model_inputs(self, name: str) -> list[str]:
+        parts = self._weights(name).values()
+        return sorted({self.manifest("sources", part["source"]) for part in parts if "source" in part})
+
+    def model_params(self, name: str) -> str:
+        """The node with each checkpoint as a path; unused keys of the other families are left out."""
+        node = without(self.config["models"][name], "resources", "language", "vision", "checkpoint")
+        if node["family"] == "llava":
+            node.pop("max_tiles")
+        return as_json({**node, **{part: self._weights_path(place) for part, place in self._weights(name).items()}})
+
+    def _weights(self, model: str) -> dict[str, dict[str, Any]]:
+        node = self.config["models"][model]
+        return {part: node[part] for part in ("language", "vision", "checkpoint") if part in node}
+
+    def _weights_path(self, place: dict[str, Any]) -> str:
+        folder = Path(self.manifest("sources", place["source"])).parent if "source" in place else Path(place["path"])
+        return str(folder / place["file"] if place["file"] else folder)
+
+    def projector(self, finetune: str) -> list[str]:
+        """Manifest of the pretrained projector that a finetune starts from, if any."""
+        init = self.config["finetunes"][finetune]["init"]
+        return [self.manifest("pretrain", init)] if init in self.config["pretrains"] else []
+
+    def pretrain_params(self, name: str) -> str:
+        node = self.config["pretrains"][name]
+        return as_json({**{key: node[key] for key in (*_TRAINING, "calibrate")}, **self._mix([node["dataset"]])})
+
+    def finetune_params(self, name: str) -> str:
+        node = self.config["finetunes"][name]
+        unused = {"qlora": (), "lora": ("quantization",), "full": ("quantization", "lora")}[node["method"]]
+        node = without(node, "init", "datasets", "merge", "convert", "resources", *TOKENS, *unused)
+        return as_json({**node, **self._mix(self.config["finetunes"][name]["datasets"])})
+
+    def _mix(self, datasets: list[str] | dict[str, float]) -> dict[str, Any]:
+        """How often training takes the records of each data set: its ``repeat``, and its weight if any have one."""
+        return {
+            "repeat": [number(self.config["datasets"][name]["repeat"]) for name in datasets],
+            "weights": [number(weight) for weight in datasets.values()] if isinstance(datasets, dict) else None,
+        }
+
+    def merge_params(self, name: str) -> str:
+        return as_json(self.config["finetunes"][name]["merge"])
+
+    def convert_params(self, name: str) -> str:
+        return as_json(self.config["finetunes"][name]["convert"])
+
+    def execution(self, section: str, name: str) -> str:
+        """How a training job splits its work, as the JSON that the training scripts take."""
+        keys = ("micro_batch_size", "gradient_checkpointing", "deepspeed", "workers", "checkpoint_steps")
+        return as_json({key: self.resource(section, name, key) for key in keys})
+
+    def launcher(self, section: str, name: str) -> str:
+        """``python``, or torchrun with one process per GPU."""
+        gpus = self.resource(section, name, "gpu")
+        return "python" if gpus < 2 else f"torchrun --standalone --nproc-per-node {gpus}"
