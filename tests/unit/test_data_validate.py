@@ -23,7 +23,8 @@ COUNT = 60
 
 def config(**keys: Any) -> dict[str, Any]:
     defaults = {
-        "annotations": "all.json", "images": "pictures", "format": "auto", "placeholder": "first", "box_scale": "round-1000", "duplicate_ids": "suffix",
+        "annotations": "all.json", "images": "pictures", "format": "auto", "placeholder": "first",
+        "box_scale": "round-1000", "duplicate_ids": "suffix",
         "split": {"validation": 0.2, "test": 0.2, "seed": 0}, "on_error": "error", "max_dropped": 100,
         "max_pixels": 100_000_000, "limit": None,
     }  # fmt: skip
@@ -231,7 +232,7 @@ def test_what_cannot_be_a_data_set(root: Path, keys: dict[str, Any], message: st
 @pytest.mark.parametrize("content", [[], [{}]])
 def test_an_empty_data_set_is_an_error(root: Path, content: list[Any]) -> None:
     write(content)
-    with pytest.raises(UserError, match="no records?"):
+    with pytest.raises(UserError, match=r"no records?"):
         validate(root, on_error="drop")
 
 

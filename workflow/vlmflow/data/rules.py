@@ -14,9 +14,9 @@ from vlmflow.data.shape import known_keys
 
 _SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|</?img>|</video>|<IMG_CONTEXT>|<unk>|<pad>")
 """Tokens of common chat templates; those of the model itself are looked for when its tokens are counted."""
-_SUSPECT = re.compile("<(?!image>)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _CERTAIN = ("image", "images", "video", "videos")
 """Keys of pictures for certain; a record with pictures may tell more of them under the others."""
+_CONTROLS = bytes([*range(9), 11, 12, *range(14, 32), 127])
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BROKEN = re.compile("[\ud800-\udfff]")
 _UNNAMEABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
@@ -43,7 +43,7 @@ def _findings(draft: Draft, form: Format, value: Value, placeholder: str) -> Ite
     texts = [turn.text for turn in draft.turns]
     whole = "\n".join(texts)
     asked = {tag: _asked(draft, tag) if tag in whole else 0 for tag in (IMAGE, VIDEO)}
-    if _SUSPECT.search(whole) or whole.count(IMAGE) != asked[IMAGE] or not all(map(str.strip, texts)):
+    if not _is_plain(whole, asked[IMAGE]) or not all(map(str.strip, texts)):
         yield from _wrong_texts(draft, form, value)
     if draft.boxes or draft.refs or BOX_TAG in whole or "<box>" in whole:
         yield from ((reason, advice, "objects") for reason, advice in wrong_tags(texts, draft.refs, draft.boxes))
@@ -53,6 +53,17 @@ def _findings(draft: Draft, form: Format, value: Value, placeholder: str) -> Ite
             advice = each if files else f"name the {what} in the record, or remove {tag}"
             where = form.turn_field(value, 0).split("[")[0]
             yield f"number of placeholders: {asked[tag]} {tag} for {len(files)} {what}(s)", advice, where
+
+
+def _is_plain(text: str, placed: int) -> bool:
+    """Whether nothing but ``placed`` pictures needs a closer look; nearly every record is so."""
+    if text.count("<") != placed or text.count(IMAGE) != placed:
+        return False
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:
+        return False
+    return len(content.translate(None, _CONTROLS)) == len(content)
 
 
 def _wrong_name(name: str, is_label: bool) -> Iterator[tuple[str, str]]:

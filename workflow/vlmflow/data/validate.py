@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
-
+from vlmflow.data.ahead import read_ahead
 from vlmflow.data.annotations import Annotations
 from vlmflow.data.draw import draw_boxes
-from vlmflow.data.formats.draft import Draft
-from vlmflow.data.images import check_images
+from vlmflow.data.images import ImageFacts, check_images
 from vlmflow.data.join import Joiner, Pictures
 from vlmflow.data.paths import suggestion
 from vlmflow.data.pictures import used_pictures, write_pictures
@@ -21,8 +19,8 @@ from vlmflow.data.policy import apply_policy
 from vlmflow.data.records import Record, encode_record
 from vlmflow.data.report import summarize, write_problems, write_report
 from vlmflow.data.split import SPLITS, Splitter
-from vlmflow.data.videos import check_videos
-from vlmflow.errors import UserError
+from vlmflow.data.videos import VideoFacts, check_videos
+from vlmflow.errors import Problem, UserError
 from vlmflow.files import staged_directory, write_manifest
 
 _log = logging.getLogger(__name__)
@@ -54,28 +52,32 @@ def validate_dataset(config: dict[str, Any], root: Path, generated: list[Path], 
 def write_dataset(config: dict[str, Any], files: list[Path], folder: Path, pictures: LookAt, output: Path) -> None:
     """:func:`validate_dataset` with the annotation files and with ``pictures``, which looks at pictures, given."""
     annotations = Annotations(files, config["format"], config["placeholder"], config["duplicate_ids"], config["limit"])
+    looked: dict[str, ImageFacts | Problem] = {}
+    seen: dict[str, VideoFacts | Problem] = {}
+    paths = [part.path for part in annotations.parts]
+    joiner = Joiner(_recorded(folder), looked, seen, config["box_scale"], paths)
+    splitter = Splitter(config["split"], config["split"]["seed"])
+    problems: list[Problem] = []
+    first: list[bytes] = []
+    boxed: list[Record] = []
+    with_boxes = 0
     with staged_directory(output.parent) as directory:
-        drafts = _Spool(directory / "drafts", Draft)
-        named = drafts.fill(annotations)
-        looked, seen = pictures(list(named["images"])), check_videos(folder, list(named["videos"]))
-        paths = [part.path for part in annotations.parts]
-        joiner = Joiner(_recorded(folder), looked, seen, config["box_scale"], paths)
-        splitter = Splitter(config["split"], config["split"]["seed"])
-        problems, with_boxes = list(annotations.problems), 0
-        first: list[bytes] = []
-        boxed: list[Record] = []
         with (directory / "records").open("wb", _BUFFER) as stream:
-            for draft in drafts:
-                record = joiner.join(draft)
-                if isinstance(record, Record):
-                    contents = joiner.contents(draft)
-                    splitter.tie(contents)
-                    first.append(contents[0])
-                    stream.write(encode_record(record))
-                    with_boxes += bool(record.boxes)
-                    boxed += [record] if record.boxes and len(boxed) < _DRAWN else []
-                else:
-                    problems += record
+            for drafts in read_ahead(annotations):
+                looked.update(pictures(_new(looked, (draft.images for draft in drafts))))
+                seen.update(check_videos(folder, _new(seen, (draft.videos for draft in drafts))))
+                for draft in drafts:
+                    record = joiner.join(draft)
+                    if isinstance(record, Record):
+                        contents = joiner.contents(draft)
+                        splitter.tie(contents)
+                        first.append(contents[0])
+                        stream.write(encode_record(record))
+                        with_boxes += bool(record.boxes)
+                        boxed += [record] if record.boxes and len(boxed) < _DRAWN else []
+                    else:
+                        problems += record
+        problems = [*annotations.problems, *problems]
         splits = [splitter.split(content) for content in first]
         counts = {split: splits.count(split) for split in SPLITS}
         used = write_pictures(directory / "pictures.jsonl", used_pictures(_recorded(folder), looked, splitter))
@@ -92,7 +94,6 @@ def write_dataset(config: dict[str, Any], files: list[Path], folder: Path, pictu
             write_problems(output.parent, report)
             raise
         _distribute(directory, splits)
-        drafts.path.unlink()
         if boxed:
             draw_boxes(boxed, directory / "boxes.jpg")
         write_report(directory, report)
@@ -101,30 +102,9 @@ def write_dataset(config: dict[str, Any], files: list[Path], folder: Path, pictu
     _log.info("%d of %d records: %s", len(splits), annotations.counts.read, told)
 
 
-class _Spool:
-    """Drafts on disk between the check of the text and that of the pictures, so that memory stays flat."""
-
-    def __init__(self, path: Path, kind: type[Draft]) -> None:
-        self.path = path
-        self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(kind)
-
-    def fill(self, drafts: Annotations) -> dict[str, dict[str, None]]:
-        """Write every draft; returns the names of the pictures and videos, each once."""
-        named: dict[str, dict[str, None]] = {"images": {}, "videos": {}}
-        with self.path.open("wb", _BUFFER) as stream:
-            for draft in drafts:
-                line = self._encoder.encode(draft)
-                stream.write(len(line).to_bytes(4, "little") + line)
-                for name in draft.images:
-                    named["images"][name] = None
-                for name in draft.videos:
-                    named["videos"][name] = None
-        return named
-
-    def __iter__(self) -> Iterator[Draft]:
-        with self.path.open("rb", _BUFFER) as stream:
-            while size := stream.read(4):
-                yield self._decoder.decode(stream.read(int.from_bytes(size, "little")))
+def _new(known: Mapping[str, object], named: Iterable[list[str]]) -> list[str]:
+    """Names that are not known yet, each once."""
+    return list(dict.fromkeys(name for names in named for name in names if name not in known))
 
 
 def _distribute(directory: Path, splits: list[str]) -> None:
