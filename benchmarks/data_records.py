@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -80,7 +81,8 @@ def validate(path: Path, folder: Path) -> int:
         return found
 
     write_dataset(CONFIG, [path], folder, pictures, folder / "out" / "manifest.json")
-    return sum(1 for split in ("train", "validation", "test") for _ in (folder / "out" / f"{split}.jsonl").open("rb"))
+    counts: dict[str, int] = json.loads((folder / "out" / "manifest.json").read_text())["records"]
+    return sum(counts.values())
 
 
 def load(path: Path, folder: Path) -> int:
@@ -92,15 +94,16 @@ def load(path: Path, folder: Path) -> int:
 
 def measured(work: Callable[[Path, Path], int], path: Path, folder: Path) -> tuple[float, float, int]:
     """(seconds, peak memory in MB, records) of ``work`` in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure, (work, path, folder))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, work, path, folder).result()
 
 
 def _measure(work: Callable[[Path, Path], int], path: Path, folder: Path) -> tuple[float, float, int]:
     start = time.perf_counter()
     count = work(path, folder)
     seconds = time.perf_counter() - start
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, count
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return seconds, sum(peaks) / 1024, count
 
 
 def main() -> None:

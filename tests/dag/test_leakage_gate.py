@@ -38,7 +38,7 @@ TRAINED = ("results/pretrain/first/manifest.json", "results/finetune/second/mani
 
 def pictures(folder: Path, name: str, split: str, *contents: str) -> None:
     (folder / "data" / name).mkdir(exist_ok=True)
-    fixed = {"width": 8, "height": 8, "sha256": "0" * 64, "look": "0" * 16, "split": split}
+    fixed = {"look": "0" * 16, "split": split}
     lines = [json.dumps({"path": f"{name}/{each}.png", "pixels": each * 64, **fixed}) for each in contents]
     (folder / "data" / name / "pictures.jsonl").write_text("\n".join(lines) + "\n")
 

@@ -30,9 +30,6 @@ class Picture(msgspec.Struct, frozen=True, gc=False):
     """A line of pictures.jsonl: a file that records of ``split`` show; hashes of :class:`ImageFacts` in hexadecimal."""
 
     path: str
-    width: int
-    height: int
-    sha256: str
     pixels: str
     look: str
     split: str
@@ -47,12 +44,12 @@ class Seen:
         self._heights: set[int] = set()
         self._looks: dict[bool, dict[str, int]] = {True: {}, False: {}}
 
-    def add(self, picture: Picture) -> None:
+    def add(self, picture: Picture, facts: ImageFacts) -> None:
         """Count one picture."""
         self.count += 1
-        self._widths.add(picture.width)
-        self._heights.add(picture.height)
-        self._looks[picture.split == "train"][picture.path] = int(picture.look, 16)
+        self._widths.add(facts.width)
+        self._heights.add(facts.height)
+        self._looks[picture.split == "train"][picture.path] = facts.look
 
     def sizes(self) -> dict[str, Any]:
         """Number of pictures, smallest and largest width and height in pixels (None without pictures)."""
@@ -65,8 +62,10 @@ class Seen:
         return similar_pictures(self._looks[False], self._looks[True])
 
 
-def used_pictures(folder: Path, looked: Mapping[str, ImageFacts | Problem], splitter: Splitter) -> Iterator[Picture]:
-    """Each picture that usable records show.
+def used_pictures(
+    folder: Path, looked: Mapping[str, ImageFacts | Problem], splitter: Splitter
+) -> Iterator[tuple[Picture, ImageFacts]]:
+    """Each picture that usable records show, and what is known of it.
 
     ``folder`` is the images folder as records name it, ``looked`` what is known by name, ``splitter`` has every usable
     record's pictures.
@@ -74,18 +73,17 @@ def used_pictures(folder: Path, looked: Mapping[str, ImageFacts | Problem], spli
     below = "" if folder == Path() else f"{folder.as_posix()}/"
     for name, facts in looked.items():
         if isinstance(facts, ImageFacts) and facts.pixels in splitter:
-            hashes = facts.sha256.hex(), facts.pixels.hex(), f"{facts.look:016x}"
             split = splitter.split(facts.pixels)
-            yield Picture(below + name, facts.width, facts.height, *hashes, split)
+            yield Picture(below + name, facts.pixels.hex(), f"{facts.look:016x}", split), facts
 
 
-def write_pictures(path: Path, pictures: Iterable[Picture]) -> Seen:
+def write_pictures(path: Path, pictures: Iterable[tuple[Picture, ImageFacts]]) -> Seen:
     """Write pictures, one JSON object a line, in a directory that is not in use yet; returns what was seen."""
     encoder, seen = msgspec.json.Encoder(), Seen()
     with path.open("wb") as stream:
-        for picture in pictures:
+        for picture, facts in pictures:
             stream.write(encoder.encode(picture) + b"\n")
-            seen.add(picture)
+            seen.add(picture, facts)
     return seen
 
 

@@ -34,7 +34,7 @@ class Splitter:
     def split(self, content: bytes) -> str:
         """The split of a content hash; final once all records are tied."""
         key = f"{self._seed}:{self._root(content).hex()}"
-        place = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 2**32
+        place = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4]) / 2**32
         if place < 1 - self._validation - self._test:
             return "train"
         return "validation" if place < 1 - self._test else "test"
