@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,19 @@ _log = logging.getLogger(__name__)
 _PRINTED = 10  # problems of a kind in the log; problems.md has all
 
 
-def apply_policy(config: dict[str, Any], read: int, usable: int, problems: Sequence[Problem], folder: Path) -> None:
-    """Log the problems; raise unless what is wrong may be left out. A problem of a whole file never may."""
+def apply_policy(
+    config: dict[str, Any], read: int, splits: Mapping[str, int], problems: Sequence[Problem], folder: Path
+) -> None:
+    """Log the problems; raise unless what is wrong may be left out, and something is left to train on.
+
+    A problem of a whole file may never be left out. ``splits`` are the usable records of each, ``folder`` will hold
+    problems.md.
+    """
     _print(problems)
     for problem in problems:
         if problem.record is None:
             raise UserError(problem.reason, problem.advice, file=problem.file, field=problem.field)
+    usable = sum(splits.values())
     dropped = read - usable
     limit = config["max_dropped"] if config["on_error"] == "drop" else 0
     if dropped > limit:
@@ -32,6 +39,9 @@ def apply_policy(config: dict[str, Any], read: int, usable: int, problems: Seque
         raise UserError(reason, advice)
     if not usable:
         raise UserError("no records", "the annotation files hold no usable record", field="annotations")
+    if not splits["train"]:
+        advice = "give more pictures, smaller shares or another seed under `split`; connected records stay together"
+        raise UserError(f"no record is left to train on: {dict(splits)}", advice)
 
 
 def _print(problems: Sequence[Problem]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlmflow.data.ahead import read_ahead
 from vlmflow.data.annotations import Annotations
 from vlmflow.data.draw import draw_boxes
+from vlmflow.data.formats.draft import Draft
 from vlmflow.data.images import ImageFacts, check_images
 from vlmflow.data.join import Joiner, Pictures
 from vlmflow.data.paths import suggestion
@@ -52,54 +53,67 @@ def validate_dataset(config: dict[str, Any], root: Path, generated: list[Path], 
 def write_dataset(config: dict[str, Any], files: list[Path], folder: Path, pictures: LookAt, output: Path) -> None:
     """:func:`validate_dataset` with the annotation files and with ``pictures``, which looks at pictures, given."""
     annotations = Annotations(files, config["format"], config["placeholder"], config["duplicate_ids"], config["limit"])
-    looked: dict[str, ImageFacts | Problem] = {}
-    seen: dict[str, VideoFacts | Problem] = {}
-    paths = [part.path for part in annotations.parts]
-    joiner = Joiner(_recorded(folder), looked, seen, config["box_scale"], paths)
-    splitter = Splitter(config["split"], config["split"]["seed"])
-    problems: list[Problem] = []
-    first: list[bytes] = []
-    boxed: list[Record] = []
-    with_boxes = 0
     with staged_directory(output.parent) as directory:
+        joined = _Joined(config, annotations, folder)
         with (directory / "records").open("wb", _BUFFER) as stream:
             for drafts in read_ahead(annotations):
-                looked.update(pictures(_new(looked, (draft.images for draft in drafts))))
-                seen.update(check_videos(folder, _new(seen, (draft.videos for draft in drafts))))
-                for draft in drafts:
-                    record = joiner.join(draft)
-                    if isinstance(record, Record):
-                        contents = joiner.contents(draft)
-                        splitter.tie(contents)
-                        first.append(contents[0])
-                        stream.write(encode_record(record))
-                        with_boxes += bool(record.boxes)
-                        boxed += [record] if record.boxes and len(boxed) < _DRAWN else []
-                    else:
-                        problems += record
-        problems = [*annotations.problems, *problems]
-        splits = [splitter.split(content) for content in first]
+                joined.looked.update(pictures(_new(joined.looked, (draft.images for draft in drafts))))
+                joined.seen.update(check_videos(folder, _new(joined.seen, (draft.videos for draft in drafts))))
+                stream.writelines(joined.lines(drafts))
+        splits = joined.splits()
         counts = {split: splits.count(split) for split in SPLITS}
-        used = write_pictures(directory / "pictures.jsonl", used_pictures(_recorded(folder), looked, splitter))
-        media = {"images": used.sizes(), "videos": len(seen), "records with boxes": with_boxes}
+        used = write_pictures(
+            directory / "pictures.jsonl", used_pictures(_recorded(folder), joined.looked, joined.splitter)
+        )
+        media = {"images": used.sizes(), "videos": len(joined.seen), "records with boxes": joined.with_boxes}
+        problems = [*annotations.problems, *joined.problems]
         report = summarize(annotations.counts, counts, problems, media, used.alike())
         try:
-            apply_policy(config, annotations.counts.read, len(splits), problems, output.parent)
-            if not counts["train"]:
-                advice = (
-                    "give more pictures, smaller shares or another seed under `split`; connected records stay together"
-                )
-                raise UserError(f"no record is left to train on: {counts}", advice, file=folder)
+            apply_policy(config, annotations.counts.read, counts, problems, output.parent)
         except UserError:
             write_problems(output.parent, report)
             raise
         _distribute(directory, splits)
-        if boxed:
-            draw_boxes(boxed, directory / "boxes.jpg")
+        if joined.boxed:
+            draw_boxes(joined.boxed, directory / "boxes.jpg")
         write_report(directory, report)
         write_manifest(directory, records=counts)
     told = ", ".join(f"{count} {split}" for split, count in counts.items())
     _log.info("%d of %d records: %s", len(splits), annotations.counts.read, told)
+
+
+class _Joined:
+    """What is known of a data set while its drafts become records."""
+
+    def __init__(self, config: dict[str, Any], annotations: Annotations, folder: Path) -> None:
+        self.looked: dict[str, ImageFacts | Problem] = {}
+        self.seen: dict[str, VideoFacts | Problem] = {}
+        self.splitter = Splitter(config["split"], config["split"]["seed"])
+        self.problems: list[Problem] = []
+        self.boxed: list[Record] = []
+        self.with_boxes = 0
+        self._contents: list[bytes] = []  # one of each record
+        paths = [part.path for part in annotations.parts]
+        self._joiner = Joiner(_recorded(folder), self.looked, self.seen, config["box_scale"], paths)
+
+    def lines(self, drafts: list[Draft]) -> Iterator[bytes]:
+        """The lines of the drafts that are usable; the problems of the others are noted."""
+        for draft in drafts:
+            record = self._joiner.join(draft)
+            if not isinstance(record, Record):
+                self.problems += record
+                continue
+            contents = self._joiner.contents(draft)
+            self.splitter.tie(contents)
+            self._contents.append(contents[0])
+            if record.boxes:
+                self.with_boxes += 1
+                self.boxed += [record] if len(self.boxed) < _DRAWN else []
+            yield encode_record(record)
+
+    def splits(self) -> list[str]:
+        """The split of each record; final once all drafts were joined."""
+        return [self.splitter.split(content) for content in self._contents]
 
 
 def _new(known: Mapping[str, object], named: Iterable[list[str]]) -> list[str]:
