@@ -92,3 +92,27 @@ def test_rulegraph_and_dag(clone: Path) -> None:
 
 def test_the_slurm_profile_is_found_by_its_name(clone: Path) -> None:
     assert jobs(snakemake("-n", "--profile", "slurm", folder=clone))["total"] == 23
+
+
+OWN = """
+sources:
+  photos: {url: "file:///photos.zip", files: {photos.zip: null}, unpack: ["*.zip"]}
+datasets:
+  unlabelled: {source: photos, generate: {endpoint: "http://localhost:23333/v1", model: teacher}}
+  labelled: {path: data/tiny, annotations: labels.csv, repeat: 3.5}
+finetunes:
+  mixed: {init: projector, datasets: {unlabelled: 1, labelled: 3}, too_long: fewer-turns}
+experiments:
+  mixed: {finetune: mixed, evaluations: [held-out]}
+"""
+
+
+def test_questions_are_generated_and_data_sets_are_mixed(clone: Path) -> None:
+    (clone / "own.yaml").write_text(OWN)
+    output = snakemake("-n", "-p", "mixed", "--configfile", "config/config.yaml", "own.yaml", folder=clone)
+    planned = jobs(output)
+    assert planned["generate_annotations"] == planned["check_leakage"] == planned["train_adapter"] == 1
+    assert planned["fetch_source"] == 4
+    command = next(line for line in output.splitlines() if "train_adapter.py" in line)
+    assert '"repeat": [1, 3.5]' in command
+    assert '"weights": [1, 3]' in command
