@@ -31,13 +31,16 @@ FILES = {
 
 
 class Server(ThreadingHTTPServer):
-    """owner/name as a model and a data set; ``status`` refuses everything, ``pause`` is seconds between blocks."""
+    """owner/name as a model and a data set; ``status`` refuses everything, ``pause`` is seconds between blocks.
+
+    ``many`` is how many files a folder of that name holds, of which the server lists the first 3000 at most.
+    """
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.status, self.pause = 200, 0.0
+        self.status, self.pause, self.many = 200, 0.0, 0
         self.asked: list[tuple[str, str, str | None]] = []
         self.tokens: set[str | None] = set()
 
@@ -53,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.status != 200:
             self._json({"Code": 10000, "Message": "refused", "Success": False}, self.server.status)
         elif route == "models/owner/name/repo/files":
-            self._json({"Code": 200, "Success": True, "Data": {"Files": self._listing()}})
+            self._json({"Code": 200, "Success": True, "Data": {"Files": self._cut_listing(query)}})
         elif route == "datasets/owner/name/repo/tree":
             files = self._listing() if query.get("PageNumber", "1") == "1" else []
             self._json({"Code": 200, "Success": True, "Data": {"Files": files, "TotalCount": len(files)}})
@@ -61,6 +64,16 @@ class Handler(BaseHTTPRequestHandler):
             self._file(query)
         else:
             self._json({"Code": 10010205001, "Message": "not found", "Success": False}, 404)
+
+    def _cut_listing(self, query: dict[str, str]) -> list[dict[str, Any]]:
+        names = (f"many/{index}" for index in range(self.server.many))
+        many = [{"Path": "many", "Type": "tree"}, *({"Path": name, "Type": "blob"} for name in names)]
+        entries = [*self._listing(), *(many if self.server.many else [])]
+        root = query.get("Root", "")
+        below = [entry for entry in entries if not root or entry["Path"].startswith(f"{root}/")]
+        if query["Recursive"] != "True":
+            below = [entry for entry in below if "/" not in entry["Path"].removeprefix(f"{root}/")]
+        return below[:3000]
 
     def _listing(self) -> list[dict[str, Any]]:
         folder = {"Path": "sub", "Type": "tree", "Size": 0, "Revision": NEW, "CommittedDate": 9}
@@ -167,6 +180,24 @@ def test_patterns_limit_the_files_and_a_stored_login_is_not_used(server: Server,
     assert {name for name, _, _ in server.asked} == {"configuration.json"}
     assert {revision for _, revision, _ in server.asked} == {"master"}
     assert server.tokens == {None}
+
+
+@pytest.mark.parametrize("patterns", [[], ["*.json"], ["many/*"], ["many/1", "many/3100"]])
+def test_a_cut_listing_is_not_taken_for_whole(server: Server, tmp_path: Path, patterns: list[str]) -> None:
+    server.many = 3001
+    status, errors = fetch(server, tmp_path / "source" / "manifest.json", patterns=patterns)
+    assert status == 1
+    assert "error: incomplete listing: the server does not list all files of owner/name\n    -> name `pat" in errors
+    assert not server.asked
+    assert not (tmp_path / "source").exists()
+
+
+def test_parts_of_a_repository_that_cannot_be_listed_are_fetched(server: Server, tmp_path: Path) -> None:
+    server.many = 3001
+    output = tmp_path / "source" / "manifest.json"
+    status, errors = fetch(server, output, patterns=["configuration.json", "sub/*"])
+    assert status == 0, errors
+    assert set(json.loads(output.read_text())["files"]) == {"configuration.json", "sub/readme.md"}
 
 
 def test_after_a_kill_only_missing_bytes_are_asked_for(server: Server, tmp_path: Path) -> None:

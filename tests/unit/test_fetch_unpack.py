@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -142,6 +144,39 @@ def test_it_is_refused_and_nothing_is_written_outside(case: str, tmp_path: Path)
     outside = [path for path in tmp_path.rglob("*") if path.is_file() and folder not in path.parents]
     assert outside == [archive]
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
+
+
+def free_space(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("x.zip", zipped(("a", NOISE), ("b/", b""), ("b/c", NOISE))),
+        *[(f"x.tar{end}", tarred(("a", NOISE), ("h", (tarfile.LNKTYPE, "a")), ("b", NOISE), mode=f"w:{end[1:]}"))
+          for end in ("", ".gz", ".bz2", ".xz")],
+    ],
+)  # fmt: skip
+def test_nothing_is_written_when_it_will_not_fit(
+    name: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / name)
+    (tmp_path / "out").mkdir()
+    free_space(monkeypatch, 5999)
+    with pytest.raises(UserError, match=rf"{name}: no space left: .* at least 6000 bytes, 5999 are free"):
+        unpack(tmp_path / name, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    free_space(monkeypatch, 6000)
+    unpack(tmp_path / name, tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_bytes() == NOISE
+
+
+def test_a_bomb_is_not_measured_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tarred(*((str(i), bytes(1000)) for i in range(100)), mode="w:gz")(tmp_path / "a.tar.gz")
+    free_space(monkeypatch, 4000)
+    with pytest.raises(UserError, match="at least 6000 bytes, 4000 are free"):
+        unpack(tmp_path / "a.tar.gz", tmp_path, Limits(size=5500))
 
 
 GOOD = {"a.txt": b"one", "deep/er/b.txt": b"two"}

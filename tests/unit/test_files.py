@@ -40,6 +40,18 @@ def test_the_hash_is_of_the_content_not_of_time_or_provenance(tmp_path: Path) ->
     assert write_manifest(tmp_path)["hash"] != first
 
 
+def test_only_its_own_telling_files_are_left_out_of_a_manifest(tmp_path: Path) -> None:
+    names = ("manifest.json", "provenance.json", "metrics.jsonl")
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        (tmp_path / name).write_text("{}")
+        (tmp_path / "sub" / name).write_text("{}")
+    manifest = write_manifest(tmp_path)
+    assert set(manifest["files"]) == {f"sub/{name}" for name in names}
+    (tmp_path / "sub" / "metrics.jsonl").write_text("[]")
+    assert write_manifest(tmp_path)["hash"] != manifest["hash"]
+
+
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("12")])
 def test_a_damaged_artefact_is_named(tmp_path: Path, damage: object) -> None:
     (tmp_path / "weights").write_text("1")

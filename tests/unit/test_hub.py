@@ -21,15 +21,24 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "sub/read
 
 def pointer(content: bytes) -> dict[str, object]:
     """What the hub tells of a large file."""
-    return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+    return {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+
+
+def listing(name: str, content: bytes) -> dict[str, object]:
+    """A line of the hub's tree; the id of a large file is that of its pointer, which nobody downloads."""
+    entry = {"type": "file", "path": name, "size": len(content)}
+    if "safetensors" in name:
+        return {**entry, "oid": "1" * 40, "lfs": pointer(content)}
+    return {**entry, "oid": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
 
 
 class Server(ThreadingHTTPServer):
-    """What was asked for, which files are refused for now, and whether the repository is gated."""
+    """What was asked for, which files are refused or sent otherwise for now, and whether the repository is gated."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Hub)
         self.asked, self.tokens, self.refused, self.gated = list[str](), set[str | None](), set[str](), False
+        self.sent = dict(FILES)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -46,7 +55,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         path = self.path.split("?")[0]
-        self.server.tokens.add(self.headers.get("Authorization"))
+        if "owner/model" in path:  # the client also asks for what concerns no repository, without a token
+            self.server.tokens.add(self.headers.get("Authorization"))
         name = path.removeprefix(f"/owner/model/resolve/{COMMIT}/")
         if self.server.gated:
             self.send_response(403)
@@ -55,21 +65,16 @@ class Hub(BaseHTTPRequestHandler):
             self.end_headers()
             return
         if path.startswith("/api/models/owner/model"):
-            siblings = [
-                {"rfilename": file, "size": len(content), "lfs": pointer(content) if "safetensors" in file else None}
-                for file, content in FILES.items()
-            ]
+            siblings = [{"rfilename": "config.json"}]  # cut, as those of a very large repository are
             content = json.dumps({"id": "owner/model", "sha": COMMIT, "siblings": siblings}).encode()
             if "/tree/" in path:
-                content = json.dumps(
-                    [{"type": "file", "path": f, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                     for f, c in FILES.items()]
-                ).encode()  # fmt: skip
+                folder = {"type": "directory", "path": "sub", "oid": "2" * 40}
+                content = json.dumps([folder, *(listing(*file) for file in FILES.items())]).encode()
             kind = "application/json"
         elif name in FILES and name not in self.server.refused:
             if body:
                 self.server.asked.append(name)
-            content, kind = FILES[name], "application/octet-stream"
+            content, kind = self.server.sent[name], "application/octet-stream"
         else:
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound" if name in FILES else "RepoNotFound")
@@ -109,7 +114,7 @@ def fetch(
     config = {"hub": "owner/model", "kind": "model", "revision": "main", "patterns": [], "files": {}, **changed}
     command = [sys.executable, "workflow/scripts/fetch_source.py", "--config", json.dumps(config)]
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "HF_TOKEN"},
         "HF_ENDPOINT": endpoint,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(output.parent.parent / "home"),
@@ -142,6 +147,41 @@ def test_a_wrong_hash_is_refused(endpoint: str, tmp_path: Path) -> None:
     assert not output.parent.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("model.safetensors", b"WEIGHTS" * 1000, "SHA-256 is "),
+        ("config.json", b"[]", "git blob id is "),
+        ("sub/readme.md", b"", "0 bytes, owner/model lists 4"),
+    ],
+)
+def test_a_file_that_is_not_the_listed_one_is_refused_and_fetched_again(
+    server: Server, tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    output = tmp_path / "source" / "manifest.json"
+    server.sent[name] = content
+    done = fetch(server.url, output)
+    assert done.returncode == 1
+    assert f"{name}: wrong checksum: {reason}" in done.stderr
+    assert "run again" in done.stderr
+    assert not output.parent.exists()
+    server.sent, server.asked = dict(FILES), []
+    assert fetch(server.url, output).returncode == 0
+    assert server.asked == [name]
+    assert (output.parent / name).read_bytes() == FILES[name]
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_TOKEN_PATH"])
+def test_a_stored_login_is_not_used(server: Server, tmp_path: Path, variable: str) -> None:
+    stored = tmp_path / "login" / "token"
+    stored.parent.mkdir()
+    stored.write_text("hf_STORED")
+    place = stored.parent if variable == "HF_HOME" else stored
+    done = fetch(server.url, tmp_path / "source" / "manifest.json", {variable: str(place)})
+    assert done.returncode == 0, done.stderr
+    assert server.tokens == {None}
+
+
 @pytest.mark.parametrize("trouble", ["unknown repository", "no server"])
 def test_what_cannot_be_had_is_said(endpoint: str, tmp_path: Path, trouble: str) -> None:
     if trouble == "no server":
@@ -172,7 +212,7 @@ def test_the_next_run_asks_only_for_what_is_missing(server: Server, tmp_path: Pa
     assert set(json.loads(output.read_text())["files"]) == set(FILES)
     assert [path.name for path in output.parent.iterdir() if path.name.startswith(".")] == []
     assert not (tmp_path / ".source.part").exists()
-    assert "Bearer hf_SECRET" in server.tokens
+    assert server.tokens == {"Bearer hf_SECRET"}
     assert "hf_SECRET" not in first.stderr + second.stderr + output.read_text()
 
 

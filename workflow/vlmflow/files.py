@@ -74,11 +74,11 @@ def staged_directory(path: Path) -> Iterator[Path]:
 def write_manifest(directory: Path, **facts: Any) -> dict[str, Any]:
     """List every file of ``directory`` with size and SHA-256 in ``manifest.json``; return what was written.
 
-    ``hash`` identifies the content; files that tell when and how fast it was made are left out. The manifest is the
-    small file that stages hand to each other, so that touching a large file re-runs nothing.
+    ``hash`` identifies the content; files of the directory itself that tell when and how fast it was made are left
+    out. The manifest is the small file that stages hand to each other, so that touching a large file re-runs nothing.
     """
-    listed = (path for path in directory.rglob("*") if path.is_file() and path.name not in (MANIFEST, *_TELLING))
-    paths = sorted(listed)
+    left_out = {directory / name for name in (MANIFEST, *_TELLING)}
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path not in left_out)
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in paths

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import posixpath
+import re
+from typing import TYPE_CHECKING, Any
 
 from vlmflow.errors import UserError
 from vlmflow.fetch.hub import chosen, wanted_patterns
 from vlmflow.fetch.local import reuse
 from vlmflow.fetch.partial import Fetched, Partial
 from vlmflow.fetch.trouble import first_line, out_of_space
+
+if TYPE_CHECKING:
+    from modelscope_hub import HubApi
 
 TOKEN = "MODELSCOPE_API_TOKEN"
 
@@ -31,9 +36,9 @@ def fetch_modelscope(config: dict[str, Any], partial: Partial) -> Fetched:
     # An empty token, unlike none, keeps the client from reading one that was stored by an earlier login.
     api = HubApi(HubConfig(token=os.environ.get(TOKEN, "")))
     try:
-        listed = api.legacy.list_repo_files(repository, kind, revision or "master")
-        files = [entry for entry in listed if _text(entry, "Type") != "tree"]
-        names = chosen(repository, [_text(entry, "Path") for entry in files], wanted_patterns(config))
+        wanted = wanted_patterns(config)
+        files = _listing(api, (repository, kind, revision or "master"), wanted)
+        names = chosen(repository, [_text(entry, "Path") for entry in files], wanted)
         taken = set(names)
         hashes = {_text(entry, "Path"): _text(entry, "Sha256") for entry in files}
         reuse(partial, {name: hashes[name] for name in names if hashes[name]})
@@ -50,6 +55,39 @@ def fetch_modelscope(config: dict[str, Any], partial: Partial) -> Fetched:
         raise UserError(f"cannot fetch {repository}: {first_line(error)}", _advice(error)) from error
     facts = {"modelscope": repository, "kind": kind, "revision": revision, "commit": _commit(files)}
     return Fetched(names, facts)
+
+
+def _listing(api: HubApi, where: tuple[str, str, str], wanted: list[str]) -> list[dict[str, Any]]:
+    """The files of a repository (name, kind, revision), or if it is too large to list, those that ``wanted`` may mean.
+
+    Raises :class:`UserError` when the client says that it could not see all of these.
+    """
+    files, complete = _files_below(api, where, None)
+    named = {name: files[name] for name in wanted if name in files}
+    folders = {posixpath.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0]) for pattern in set(wanted) - named.keys()}
+    if not complete and wanted and "" not in folders:
+        files, complete = named, True
+        for folder in sorted(folders):
+            below, all_seen = _files_below(api, where, folder)
+            files, complete = files | below, complete and all_seen
+    if not complete:
+        raise UserError(
+            f"incomplete listing: the server does not list all files of {where[0]}",
+            "name `patterns` that are whole file names or begin with a folder of fewer than 3000 files, such as "
+            "FOLDER/*; the rest is to be fetched by parts, with other sources",
+        )
+    return list(files.values())
+
+
+def _files_below(
+    api: HubApi, where: tuple[str, str, str], folder: str | None
+) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Name -> entry of the files below a folder, and whether these are all."""
+    repository, kind, revision = where
+    entries = api.legacy.list_repo_files(repository, kind, revision, root=folder)
+    # The client has no public word for it. Data sets are listed page by page, and so whole.
+    complete = kind == "dataset" or not api.legacy._read_state.listing_incomplete
+    return {_text(entry, "Path"): entry for entry in entries if _text(entry, "Type") != "tree"}, complete
 
 
 def _text(entry: dict[str, Any], key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import posixpath
+import shutil
 import stat
 import struct
 import tarfile
@@ -11,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Self
 
@@ -72,6 +74,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = Limits()) -> None:
     Links to other files of the archive become those files (hard links). Raises :class:`UserError` that names archive
     and member for a name that leads outside, a link that does, a device, a name that comes twice or exists, an
     encrypted member, more than ``limits`` allow, or damage; what was written until then is left for the caller to drop.
+    Nothing is written when the disk has less free space than the members say that they need.
     """
     _Unpacking(archive, folder, limits).run()
 
@@ -86,6 +89,7 @@ class _Unpacking:
 
     def run(self) -> None:
         try:
+            self._check_space()
             for member in self._members():
                 self._take(member)
             for name in self.links:
@@ -99,11 +103,41 @@ class _Unpacking:
             ) from error
 
     def _members(self) -> Iterator[_Member]:
+        yield from self._zip() if self._magic()[:2] == b"PK" else self._tar()
+
+    def _magic(self) -> bytes:
         with self.archive.open("rb") as stream:
             magic = stream.read(4)
         if magic == _ZSTANDARD:
             raise self._refused("zstd archives cannot be unpacked", "unpack it yourself and give the folder as `path`")
-        yield from self._zip() if magic[:2] == b"PK" else self._tar()
+        return magic
+
+    def _check_space(self) -> None:
+        free, most = shutil.disk_usage(self.folder).free, min(self.limits.size, self._most_by_ratio())
+        if most <= free:  # saves reading a compressed tar twice
+            return
+        needed = 0
+        for size in islice(self._sizes(), self.limits.members):
+            needed += size
+            if needed > most:  # a bomb is not read to its end
+                break
+        if needed > free:
+            raise self._refused(
+                f"no space left: unpacking needs at least {needed} bytes, {free} are free",
+                "free some or let `results` be on another disk, then run again: what arrived is kept",
+            )
+
+    def _sizes(self) -> Iterator[int]:
+        """Bytes of each member, as the archive declares them."""
+        if self._magic()[:2] == b"PK":
+            with zipfile.ZipFile(self.archive) as packed:
+                yield from (info.file_size for info in packed.infolist())
+        else:
+            with tarfile.open(self.archive, "r:*", tarinfo=_Header) as opened:
+                yield from (info.size if info.isreg() else 0 for info in opened)
+
+    def _most_by_ratio(self) -> int:
+        return max(self.limits.floor, self.limits.ratio * self.packed)
 
     def _zip(self) -> Iterator[_Member]:
         with zipfile.ZipFile(self.archive) as opened:
@@ -199,7 +233,7 @@ class _Unpacking:
             raise self._refused(
                 f"more than {self.limits.size} bytes unpacked: a bomb", "unpack it yourself if you trust it"
             )
-        if self.written > max(self.limits.floor, self.limits.ratio * self.packed):
+        if self.written > self._most_by_ratio():
             reason = f"unpacks to more than {self.limits.ratio} times its size: a bomb"
             raise self._refused(reason, "unpack it yourself if you trust it, and give the folder as `path`")
 
