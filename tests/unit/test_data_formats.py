@@ -89,6 +89,8 @@ BAD = {
     "category is a number": (changed(category=1), "wrong type: number", "category"),
     "other picture key": ({"img": ["a.png"], "conversations": [{**ASK, "value": "?"}, SAY]}, "pictures under", "img"),
     "video in answer": (talk(("human", "<image>?"), ("gpt", "<video>")), "placeholder outside a question", None),
+    "misspelt placeholder": (talk(("human", "<Image>\n?"), ("gpt", "A")), "misspelt placeholder: <Image>", None),
+    "tool call": (talk(("human", "<image>?"), ("tool", "A")), "unknown role: 'tool'", "conversations[1].from"),
     "NUL in the text": (talk(("human", "<image>?"), ("gpt", "a\0b")), "control character in the text: 0x00", None),
     "half a surrogate": (talk(("human", "<image>?"), ("gpt", "\ud83d")), "broken character", "conversations[1].value"),
 }

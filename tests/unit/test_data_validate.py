@@ -221,6 +221,7 @@ def test_max_pixels(root: Path) -> None:
         ({"annotations": "../mine/all.json"}, "lies outside the data set's folder"),
         ({"images": "/tmp"}, "lies outside the data set's folder"),
         ({"annotations": []}, "no records"),
+        ({"annotations": ["all.json", "./all.json"]}, "an annotation file is named twice"),
         ({"split": {"validation": 0.0, "test": 1.0, "seed": 0}}, "no record is left to train on"),
     ],
 )

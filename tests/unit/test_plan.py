@@ -87,7 +87,8 @@ def test_a_finetune_may_start_from_a_model() -> None:
     assert plan.projector("qlora") == []
     assert plan.pretrains() == []
     assert list(plan.checkpoints("digits")) == ["before", "after"]
-    assert plan.datasets() == ["digit-questions"]
+    assert plan.datasets() == ["digit-questions", "name-the-digit"]
+    assert Plan({**config, "experiment": "digits"}).datasets() == ["digit-questions"]
 
 
 def test_the_chosen_experiment_limits_the_targets() -> None:

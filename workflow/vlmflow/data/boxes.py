@@ -103,10 +103,10 @@ def _advice(kind: str, corners: Corners, size: Size) -> str:
     x2, y2 = corners[2:]
     if min(corners) >= 0:
         if kind != "real" and x2 <= size[0] and y2 <= size[1]:
-            return "these look like pixels: set bbox_type to real"
+            return "correct the numbers, or set bbox_type to real if these are pixels"
         a_hair = kind == "real" and x2 < size[0] + _HAIR and y2 < size[1] + _HAIR
         if kind != "norm_1000" and max(corners) <= 1000 and not a_hair:
-            return "these look like thousandths: set bbox_type to norm_1000, or correct the numbers"
+            return "correct the numbers, or set bbox_type to norm_1000 if these are thousandths"
     return "correct the numbers, or bbox_type; pixels are those of the upright picture"
 
 

@@ -52,7 +52,10 @@ def _inside(path: Path, name: str, annotation: str) -> Path:
     file = path.parent / annotation
     if PurePosixPath(annotation).is_absolute() or ".." in PurePosixPath(annotation).parts:
         raise UserError(
-            "lies outside the folder of the meta file", "move it there", file=annotation, field=f"{name}.annotation"
+            f"lies outside the folder of the meta file: {annotation}",
+            "move it there",
+            file=path,
+            field=f"{name}.annotation",
         )
     if not file.is_file():
         raise UserError("no such file", "annotation files are named relative to the meta file", file=file, field=name)

@@ -35,7 +35,12 @@ def apply_policy(
         allowed = f", {limit} may be dropped (max_dropped)" if config["on_error"] == "drop" else ""
         first = dataclasses.replace(problems[0], advice="")
         reason = f"{dropped} of {read} records cannot be used{allowed} (first: {first})"
-        advice = f"correct what {folder / 'problems.md'} lists, or leave it out: `on_error: drop` and `max_dropped`"
+        other = (
+            "raise `max_dropped`"
+            if config["on_error"] == "drop"
+            else "leave it out: `on_error: drop` and `max_dropped`"
+        )
+        advice = f"correct what {folder / 'problems.md'} lists, or {other}"
         raise UserError(reason, advice)
     if not usable:
         raise UserError("no records", "the annotation files hold no usable record", field="annotations")

@@ -16,6 +16,7 @@ _SPECIAL = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|</?img>|</video>|<IMG_CONTEXT
 """Tokens of common chat templates; those of the model itself are looked for when its tokens are counted."""
 _CERTAIN = ("image", "images", "video", "videos")
 """Keys of pictures for certain; a record with pictures may tell more of them under the others."""
+_NEARLY = re.compile(r"<\s*(?:image|video)[\s_-]*\d*\s*/?>", re.IGNORECASE)
 _CONTROLS = bytes([*range(9), 11, 12, *range(14, 32), 127])
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _BROKEN = re.compile("[\ud800-\udfff]")
@@ -33,7 +34,7 @@ def _findings(draft: Draft, form: Format, value: Value, placeholder: str) -> Ite
     telling = _CERTAIN if draft.images or draft.videos else MEDIA
     elsewhere = [key for key in telling if value.get(key) and key not in known_keys(form.schema)]
     for key in elsewhere:
-        yield f"pictures under another key: '{key}'", f"name pictures under '{form.image_field}'", key
+        yield f"pictures under another key: '{key}'", f"name all of them under '{form.image_field}'", key
     yield from _wrong_roles([turn.role for turn in draft.turns], form, value)
     named = [("id", draft.id), ("category", draft.category), *((form.image_field, name) for name in draft.images)]
     for where, text in [*named, *(("videos", name) for name in draft.videos)]:
@@ -111,6 +112,10 @@ def _wrong_text(turn: Turn) -> Iterator[tuple[str, str]]:
         yield "empty text: nothing to read or learn", "write the text, or remove the record"
     if special := _SPECIAL.search(text):
         yield f"special token in the text: {special[0]}", "remove it; the chat template adds such tokens itself"
+    nearly = _NEARLY.findall(text) if turn.role == "user" else []
+    for near in (found for found in nearly if found not in (IMAGE, VIDEO)):
+        right = VIDEO if "vid" in near.lower() else IMAGE
+        yield f"misspelt placeholder: {near}", f"write {right} where one is meant, other words elsewhere"
     for tag in (IMAGE, VIDEO):
         if turn.role != "user" and tag in text:
             yield f"placeholder outside a question: {tag} from {turn.role}", "move it to a question"

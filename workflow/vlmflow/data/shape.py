@@ -64,15 +64,19 @@ def _findings(name: str, value: Any) -> Iterator[Finding]:
         if error.kind.name == "required":
             yield _missing(error.kind.as_dict()["property"], error.instance, where)
         elif error.kind.name == "enum" and where.endswith((".from", ".role")):
-            near = difflib.get_close_matches(str(error.instance).lower()[:80], ROLES, n=1, cutoff=0)
-            advice = f"the nearest known role is '{near[0]}'; there is {', '.join(ROLES)}"
+            near = difflib.get_close_matches(str(error.instance).lower()[:80], ROLES, n=1, cutoff=_NEAR)
+            known = f"there is {', '.join(ROLES)}; tool calls are not supported"
+            advice = f"the nearest known role is '{near[0]}'" if near else known
             yield f"unknown role: '{shown(error.instance)}'", advice, where
         elif error.kind.name == "type":
             wanted = " or ".join(sorted(error.kind.as_dict()["types"]))
             found = _JSON_TYPES.get(type(error.instance), "number")
             yield f"wrong type: {found} instead of {wanted}", "correct the value", where
         elif error.kind.name in ("minLength", "minItems"):
-            yield "empty value: nothing is given", "fill it in, or leave the key out where it is optional", where
+            optional = "leave the key out where it is optional"
+            table = "put rows of text only into a table without this column"
+            advice = f"fill it in, or {table if name == 'table' else optional}"
+            yield "empty value: nothing is given", advice, where
         else:
             yield f"wrong value: {shown(error.message, 200)}", f"see workflow/schemas/{name}.schema.yaml", where
 

@@ -45,6 +45,8 @@ def validate_dataset(config: dict[str, Any], root: Path, generated: list[Path], 
     else:
         names = [config["annotations"]] if isinstance(config["annotations"], str) else config["annotations"]
         files = [_inside(root, name) for name in names]
+        if len({file.resolve() for file in files}) < len(files):
+            raise UserError("an annotation file is named twice", "use `repeat` to see records more often", file=root)
     folder = _inside(root, config["images"])
     pictures = functools.partial(check_images, folder, max_pixels=config["max_pixels"], cache=cache)
     write_dataset(config, files, folder, pictures, output)
@@ -78,6 +80,10 @@ def write_dataset(config: dict[str, Any], files: list[Path], folder: Path, pictu
             draw_boxes(joined.boxed, directory / "boxes.jpg")
         write_report(directory, report)
         write_manifest(directory, records=counts)
+    if "split" in annotations.counts.ignored:
+        _log.warning(
+            "the key 'split' of the records is not read: pictures are held out by their content (docs/data.md)"
+        )
     told = ", ".join(f"{count} {split}" for split, count in counts.items())
     _log.info("%d of %d records: %s", len(splits), annotations.counts.read, told)
 

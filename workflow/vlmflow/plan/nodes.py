@@ -35,7 +35,9 @@ class Nodes:
         return sorted(inits & set(self.config["pretrains"]))
 
     def datasets(self) -> list[str]:
-        """Every data set that the chosen experiments train on or are measured on."""
+        """Every data set; if an experiment was chosen, those that it trains on or is measured on."""
+        if self.config["experiment"] is None:
+            return sorted(self.config["datasets"])
         finetunes = [self.config["finetunes"][name] for name in self.finetunes()]
         evaluations = [self.config["evaluations"][name] for name in self._evaluations()]
         names = {name for node in finetunes for name in node["datasets"]} | {node["dataset"] for node in evaluations}
