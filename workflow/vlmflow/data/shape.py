@@ -77,6 +77,9 @@ def _findings(name: str, value: Any) -> Iterator[Finding]:
             table = "put rows of text only into a table without this column"
             advice = f"fill it in, or {table if name == 'table' else optional}"
             yield "empty value: nothing is given", advice, where
+        elif error.kind.name == "exclusiveMinimum":
+            limit = error.kind.as_dict()["limit"]
+            yield f"wrong value: {error.instance} is not greater than {limit}", "correct the number", where
         else:
             yield f"wrong value: {shown(error.message, 200)}", f"see workflow/schemas/{name}.schema.yaml", where
 
