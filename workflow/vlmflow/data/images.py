@@ -43,14 +43,19 @@ def check_images(root: Path, names: Collection[str], max_pixels: int, cache: Pat
     With a file ``cache``, a picture that was good before and has the same path, size and modification time is not read
     again: content that changes and keeps both goes unseen.
     """
+    with PictureCache(cache, CHECKS) as known:
+        return look_at(root, names, max_pixels, known)
+
+
+def look_at(root: Path, names: Collection[str], max_pixels: int, known: PictureCache) -> dict[str, Check]:
+    """:func:`check_images` with a cache that is open already, for names that come in batches."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = int(os.environ.get("OMP_NUM_THREADS", cores))  # Snakemake sets it
     results: dict[str, Check] = {}
     with (
         warnings.catch_warnings(),
-        PictureCache(cache, CHECKS) as known,
         ThreadPoolExecutor(max(1, min(cores, threads))) as pool,
-        tqdm(desc="pictures", total=len(names), disable=not sys.stderr.isatty()) as bar,
+        tqdm(desc="pictures", total=len(names), leave=False, disable=not sys.stderr.isatty()) as bar,
     ):
         warnings.simplefilter("ignore")  # of Pillow on odd metadata; what matters here is a problem, not a warning
         folder = str(root.absolute())

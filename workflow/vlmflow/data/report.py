@@ -106,16 +106,16 @@ def render(report: Mapping[str, Any], boxes: bool) -> str:
     rows += [(f"{title}: {name}", n) for title in ("repaired", "placed") for name, n in report[title].items()]
     rows += [(f"ignored key: {name}", count) for name, count in report["ignored_keys"].items()]
     rows += [("held-out pictures that look like one for training", alike["count"])] if alike["count"] else []
-    table = [f"| {_escape(name)} | {count} |" for name, count in rows]
+    table = [f"| {escape(name)} | {count} |" for name, count in rows]
     lines = ["# Data report", "", "| what | count |", "| --- | ---: |", *table, ""]
     lines += ["![some of the boxes, drawn](boxes.jpg)", ""] if boxes else []
     for name, count in report["dropped"].items():
         found = [problem for problem in report["problems"] if kind(problem["reason"]) == name]
-        lines += [f"## {_escape(name)} ({count} records)", "", *map(_item, found[:_EXAMPLES])]
+        lines += [f"## {escape(name)} ({count} records)", "", *map(_item, found[:_EXAMPLES])]
         lines += [f"- ... and {len(found) - _EXAMPLES} more in report.json", ""] if len(found) > _EXAMPLES else [""]
     if alike["count"]:
         lines += ["## Held-out pictures that look like one for training", ""]
-        lines += [f"- {_escape(pair['held_out'])} like {_escape(pair['training'])}" for pair in alike["examples"]]
+        lines += [f"- {escape(pair['held_out'])} like {escape(pair['training'])}" for pair in alike["examples"]]
         lines += ["", "Look at them: if they show the same thing, the test is easier than it seems.", ""]
     return "\n".join(lines)
 
@@ -126,10 +126,10 @@ def _range(span: dict[str, int]) -> str:
 
 def _item(problem: dict[str, Any]) -> str:
     where = ", ".join(str(problem[name]) for name in ("file", "record", "field") if problem[name] is not None)
-    advice = f" *{_escape(problem['advice'])}*" if problem["advice"] else ""
-    return f"- {_escape(where)}: {_escape(problem['reason'])}.{advice}"
+    advice = f" *{escape(problem['advice'])}*" if problem["advice"] else ""
+    return f"- {escape(where)}: {escape(problem['reason'])}.{advice}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Markdown takes ``<image>`` for a tag and ``|`` for the edge of a cell."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")

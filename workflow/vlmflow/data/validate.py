@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 
 from vlmflow.data.ahead import read_ahead
 from vlmflow.data.annotations import Annotations
+from vlmflow.data.cache import PictureCache
 from vlmflow.data.draw import draw_boxes
 from vlmflow.data.formats.draft import Draft
-from vlmflow.data.images import ImageFacts, check_images
+from vlmflow.data.images import CHECKS, ImageFacts, look_at
 from vlmflow.data.join import Joiner, Pictures
 from vlmflow.data.paths import suggestion
 from vlmflow.data.pictures import used_pictures, write_pictures
@@ -48,8 +49,9 @@ def validate_dataset(config: dict[str, Any], root: Path, generated: list[Path], 
         if len({file.resolve() for file in files}) < len(files):
             raise UserError("an annotation file is named twice", "use `repeat` to see records more often", file=root)
     folder = _inside(root, config["images"])
-    pictures = functools.partial(check_images, folder, max_pixels=config["max_pixels"], cache=cache)
-    write_dataset(config, files, folder, pictures, output)
+    with PictureCache(cache, CHECKS) as known:
+        pictures = functools.partial(look_at, folder, max_pixels=config["max_pixels"], known=known)
+        write_dataset(config, files, folder, pictures, output)
 
 
 def write_dataset(config: dict[str, Any], files: list[Path], folder: Path, pictures: LookAt, output: Path) -> None:

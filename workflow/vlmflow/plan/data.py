@@ -21,7 +21,7 @@ class DataPlan(Nodes):
         return as_json(without(self.config["sources"][name], "prepare"))
 
     def source_files(self, name: str) -> str:
-        """The same of a source's own file or folder, so that it is fetched again when it changes."""
+        """Names, sizes and times of a source's own file or folder, so that it is fetched again when it changes."""
         node = self.config["sources"][name]
         return state_of_files(node["path"]) if "path" in node else ""
 

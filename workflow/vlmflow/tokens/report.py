@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vlmflow.data.records import RecordFile
-from vlmflow.data.report import shown
+from vlmflow.data.report import escape, shown
 from vlmflow.files import write_json, write_text
 
 _LONGEST = 10
@@ -50,7 +50,7 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> None:
 def render(report: Mapping[str, Any]) -> str:
     """report.md: a table with a column per data set, then the longest and the changed records of each."""
     datasets = report["datasets"]
-    names = [_escape(dataset["name"]) for dataset in datasets]
+    names = [escape(dataset["name"]) for dataset in datasets]
     rows: list[tuple[str, list[object]]] = [
         (f"records {what}", [dataset["records"][what] for dataset in datasets]) for what in datasets[0]["records"]
     ]
@@ -64,7 +64,7 @@ def render(report: Mapping[str, Any]) -> str:
         *(f"| {title} | {' | '.join(map(str, values))} |" for title, values in rows), "",
     ]  # fmt: skip
     for name, dataset in zip(names, datasets, strict=True):
-        longest = ", ".join(f"{_escape(shown(record['id']))} ({record['tokens']})" for record in dataset["longest"])
+        longest = ", ".join(f"{escape(shown(record['id']))} ({record['tokens']})" for record in dataset["longest"])
         lines += [f"## {name}", "", f"Longest: {longest or 'none'}.", ""]
         lines += [_change(change) for change in dataset["changed"][:_EXAMPLES]]
         more = len(dataset["changed"]) - _EXAMPLES
@@ -74,7 +74,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 def _change(change: Mapping[str, Any]) -> str:
     after = f", now {change['tokens_after']}" if change["tokens_after"] is not None else ""
-    return f"- {_escape(shown(change['id']))}: {change['what']}: {change['tokens']} tokens{after}"
+    return f"- {escape(shown(change['id']))}: {change['what']}: {change['tokens']} tokens{after}"
 
 
 def _distribution(tokens: np.ndarray) -> dict[str, int]:
@@ -86,8 +86,3 @@ def _distribution(tokens: np.ndarray) -> dict[str, int]:
 
 def _share(part: int, whole: int) -> float:
     return round(part / whole, 6) if whole else 0.0
-
-
-def _escape(text: str) -> str:
-    """Markdown takes ``<image>`` for a tag and ``|`` for the edge of a cell."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")
