@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_training import execution, finetune_options
 
 from conftest import make_tiny_model, make_tokens
-from vlmflow.convert import convert_model
+from vlmflow.deploy import convert_model
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, write_manifest
 from vlmflow.merge import merge_adapter

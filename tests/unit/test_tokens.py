@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from conftest import make_tokens, tiny_tokenizer
 from vlmflow.data.records import Image, Record, RecordFile, Turn, Video, write_records
 from vlmflow.errors import Problem, UserError
 from vlmflow.files import read_json, read_manifest, write_manifest
-from vlmflow.models.directory import load_processor, picture_lengths
+from vlmflow.models.directory import load_processor
+from vlmflow.models.families.internvl import PictureProcessor
+from vlmflow.models.pictures import picture_lengths
 from vlmflow.models.template import chat_template, encode
 from vlmflow.tokens.budget import Budget, Measured
 from vlmflow.training.samples import Samples, groups, shared_weights
@@ -37,15 +40,19 @@ def dataset(folder: Path, *records: Record) -> Path:
     return folder / "manifest.json"
 
 
-def internvl() -> Any:
-    """What the budget asks of an InternVL processor (its class needs torchvision)."""
-    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+def internvl() -> PictureProcessor:
+    """An InternVL processor around the tiny tokenizer."""
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+             "video_token": "<video>"}  # fmt: skip
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tiny_tokenizer().backend_tokenizer, eos_token="<|im_end|>", extra_special_tokens=names
     )
     tokenizer.chat_template = chat_template("chatml")
-    pictures = SimpleNamespace(min_patches=1, max_patches=12, size={"height": 448, "width": 448})
-    return SimpleNamespace(tokenizer=tokenizer, image_seq_length=256, image_processor=pictures)
+    pictures = GotOcr2ImageProcessorPil(
+        min_patches=1, max_patches=12, size={"height": 448, "width": 448},
+        image_mean=IMAGENET_DEFAULT_MEAN, image_std=IMAGENET_DEFAULT_STD,
+    )  # fmt: skip
+    return PictureProcessor(pictures, tokenizer, 256, None)
 
 
 def test_counts_are_those_of_encoding(tiny_model: Path, tmp_path: Path) -> None:

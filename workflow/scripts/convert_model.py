@@ -1,6 +1,6 @@
 """Write the deployment directory of one merged model."""
 
 from vlmflow.cli import run
-from vlmflow.convert import convert_model
+from vlmflow.deploy import convert_model
 
 run(convert_model)

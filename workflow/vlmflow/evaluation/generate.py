@@ -16,9 +16,10 @@ from vlmflow.data.records import Record
 from vlmflow.errors import UserError
 from vlmflow.evaluation.scores import score_predictions
 from vlmflow.files import read_json, read_manifest, write_json, write_text
-from vlmflow.models.directory import device, load_model, load_processor, load_projector, picture_tokens
+from vlmflow.models.directory import device, load_model, load_processor, load_projector
+from vlmflow.models.pictures import picture_lengths, pixel_values
 from vlmflow.models.template import encode_prompt
-from vlmflow.training.samples import load_pictures, pixel_values, read_split
+from vlmflow.training.samples import load_pictures, read_split
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Generator:
         return answers
 
     def _prompt(self, record: Record) -> list[int]:
-        counts = [picture_tokens(self._processor)] * len(record.images)
+        counts = picture_lengths(self._processor, [(image.width, image.height) for image in record.images])
         return encode_prompt(self._processor.tokenizer, record.turns[:-1], counts)
 
     @torch.no_grad()
@@ -97,9 +98,9 @@ class Generator:
         padded = [[self._pad] * (length - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         inputs = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
-        pictures = [picture for record in records for picture in load_pictures(record)]
+        pictures = [pixel_values(self._processor, load_pictures(record)) for record in records if record.images]
         if pictures:
-            inputs["pixel_values"] = pixel_values(self._processor, pictures).to(self._model.dtype)
+            inputs["pixel_values"] = torch.cat(pictures).to(self._model.dtype)
         generated = self._model.generate(
             **{name: value.to(self._model.device) for name, value in inputs.items()},
             max_new_tokens=max_new_tokens,

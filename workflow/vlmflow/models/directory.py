@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_manifest
-from vlmflow.models.tiling import tile_count, tile_limit
+from vlmflow.models.families import family_of_directory
 
 LANGUAGE = "model.language_model"
 PROJECTOR = "model.multi_modal_projector"
@@ -45,8 +44,8 @@ def load_model(manifest: Path, **options: Any) -> Any:
 
 
 def load_processor(manifest: Path) -> Any:
-    """The processor beside ``manifest``; pictures go through Pillow everywhere, so that all machines see the same."""
-    processor = AutoProcessor.from_pretrained(manifest.parent, local_files_only=True, backend="pil")
+    """The processor beside ``manifest``, of the model's family; pictures go through Pillow on all machines."""
+    processor = family_of_directory(manifest.parent).load_processor(manifest.parent)
     processor.tokenizer.padding_side = "right"
     return processor
 
@@ -73,37 +72,6 @@ def load_projector(model: Any, manifest: Path) -> None:
     if {name: tensor.shape for name, tensor in state.items()} != {name: t.shape for name, t in expected.items()}:
         raise UserError("the projector belongs to another model", file=manifest.parent / PROJECTOR_FILE)
     projector.load_state_dict(state)
-
-
-def picture_tokens(processor: Any) -> int:
-    """Tokens of one picture; LLaVA resizes every picture to the same size."""
-    side = processor.image_processor.size
-    patches = (side["height"] // processor.patch_size) * (side["width"] // processor.patch_size)
-    dropped = processor.vision_feature_select_strategy == "default"
-    return int(patches + processor.num_additional_image_tokens - dropped)
-
-
-def cuts_into_tiles(processor: Any) -> bool:
-    """Whether pictures become tiles (InternVL); LLaVA has one size for all."""
-    return hasattr(processor, "image_seq_length")
-
-
-def picture_tiles(processor: Any, sizes: Sequence[tuple[int, int]], max_tiles: int | None = None) -> list[int]:
-    """Tiles of each picture of one record, given their (width, height) in pixels; 1 each where there are no tiles.
-
-    The pictures share ``max_tiles``, the processor's own limit if None.
-    """
-    if not cuts_into_tiles(processor):
-        return [1] * len(sizes)
-    cut = processor.image_processor
-    limit = tile_limit(cut.max_patches if max_tiles is None else max_tiles, len(sizes))
-    return [tile_count(width, height, limit, cut.min_patches, cut.size["height"]) for width, height in sizes]
-
-
-def picture_lengths(processor: Any, sizes: Sequence[tuple[int, int]], max_tiles: int | None = None) -> list[int]:
-    """Tokens of each picture of one record, without the text that the template writes around them."""
-    each = processor.image_seq_length if cuts_into_tiles(processor) else picture_tokens(processor)
-    return [each * tiles for tiles in picture_tiles(processor, sizes, max_tiles)]
 
 
 def device() -> torch.device:

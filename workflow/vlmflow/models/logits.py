@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from vlmflow.data.records import Turn
-from vlmflow.models.directory import picture_tokens
+from vlmflow.models.pictures import picture_lengths, pixel_values
 from vlmflow.models.template import encode_prompt
-from vlmflow.training.samples import pixel_values
 
 _QUESTIONS = (
     "<image>\nWhat is in this picture?",
@@ -42,7 +41,7 @@ def fixture_logits(model: Any, processor: Any) -> list[torch.Tensor]:
     logits = []
     for question, pixels in zip(_QUESTIONS, noise, strict=True):
         pictures = [Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC)] if "<image>" in question else []
-        counts = [picture_tokens(processor)] * len(pictures)
+        counts = picture_lengths(processor, [picture.size for picture in pictures])
         inputs = {"input_ids": torch.tensor([encode_prompt(processor.tokenizer, [Turn("user", question)], counts)])}
         if pictures:
             inputs["pixel_values"] = pixel_values(processor, pictures).to(model.dtype)

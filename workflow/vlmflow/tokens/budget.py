@@ -11,7 +11,7 @@ import msgspec
 
 from vlmflow.data.records import Record
 from vlmflow.errors import Problem, UserError
-from vlmflow.models.directory import cuts_into_tiles, picture_lengths, picture_tiles
+from vlmflow.models.pictures import cuts_into_tiles, picture_lengths, picture_tiles
 from vlmflow.models.template import PLACEHOLDER, Counts, check_template, count, special_tokens
 
 TOO_LONG = "longer than max_length"

@@ -12,13 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
 from vlmflow.models.directory import LANGUAGE, PROJECTOR, VISION, device, load_model
+from vlmflow.models.linears import linear_pattern
 from vlmflow.training.options import FinetuneOptions
 from vlmflow.training.precision import compute_dtype
-
-_LINEARS = {
-    LANGUAGE: ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    VISION: ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "projection_layer", "fc1", "fc2"),
-}
 
 
 def load_base(model: Path, options: FinetuneOptions) -> Any:
@@ -44,7 +40,7 @@ def make_trainable(model: Any, options: FinetuneOptions) -> Any:
     """Freeze the base, add what learns, and return the model to train."""
     model.requires_grad_(False)
     if options.lora is not None:
-        model = get_peft_model(model, lora_config(options.lora))
+        model = get_peft_model(model, lora_config(options.lora, model.config))
     else:
         model.get_submodule(LANGUAGE).float().requires_grad_(True)
         model.lm_head.float().requires_grad_(True)
@@ -54,12 +50,15 @@ def make_trainable(model: Any, options: FinetuneOptions) -> Any:
     return model
 
 
-def lora_config(lora: dict[str, Any]) -> LoraConfig:
-    """Adapters on every linear layer of the language model's blocks, never on the output matrix; maybe on the tower."""
-    targets = [_pattern(LANGUAGE)]
+def lora_config(lora: dict[str, Any], network: Any) -> LoraConfig:
+    """Adapters on every linear layer of the language model's blocks, never on the output matrix; maybe on the tower.
+
+    ``network`` is the model's configuration.
+    """
+    targets = [linear_pattern(network, LANGUAGE)]
     ranks, alphas = {}, {}
     if lora["vision_rank"]:
-        targets.append(_pattern(VISION))
+        targets.append(linear_pattern(network, VISION))
         ranks, alphas = {targets[1]: lora["vision_rank"]}, {targets[1]: lora["vision_alpha"]}
     return LoraConfig(
         r=lora["rank"],
@@ -69,11 +68,6 @@ def lora_config(lora: dict[str, Any]) -> LoraConfig:
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
-
-
-def _pattern(part: str) -> str:
-    names = "|".join(_LINEARS[part])
-    return rf"{part.replace('.', chr(92) + '.')}\..*\.({names})"
 
 
 def dequantised_weights(model: Any) -> dict[str, torch.Tensor]:

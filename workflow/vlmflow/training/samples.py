@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from vlmflow.data.records import Record, RecordFile, read_records
 from vlmflow.errors import UserError
 from vlmflow.files import read_manifest
-from vlmflow.models.directory import picture_lengths
+from vlmflow.models.pictures import picture_lengths, pixel_values
 from vlmflow.models.template import IGNORED, encode
 from vlmflow.training.schedule import Schedule
 
@@ -40,12 +40,6 @@ def load_pictures(record: Record) -> list[Pictures.Image]:
             advice = "it was there when the data set was checked; run snakemake again to check it anew"
             raise UserError(f"cannot read the picture: {error}", advice, file=image.path, record=record.id) from error
     return pictures
-
-
-def pixel_values(processor: Any, pictures: list[Pictures.Image]) -> torch.Tensor:
-    """(pictures, 3, height, width), resized and normalised as the model directory says."""
-    values: torch.Tensor = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    return values
 
 
 @dataclass(frozen=True)
@@ -108,10 +102,11 @@ class Samples(Dataset[Batch]):
         ]
 
     def sample(self, dataset: int, index: int) -> Batch:
-        """``input_ids`` and ``labels`` (length,), ``pixel_values`` (pictures, 3, h, w) if the record has any."""
+        """``input_ids`` and ``labels`` (length,), ``pixel_values`` (tiles, 3, h, w) if the record has any."""
         record, row = self.records[dataset][index], self._rows[dataset][index]
         sizes = [(image.width, image.height) for image in record.images]
-        pictures = picture_lengths(self._processor, sizes, int(row["tile_limit"]) or None)
+        max_tiles = int(row["tile_limit"]) or None
+        pictures = picture_lengths(self._processor, sizes, max_tiles)
         encoded = encode(self._processor.tokenizer, record.turns, pictures)
         if len(encoded.input_ids) != row["tokens"]:
             raise UserError(
@@ -120,7 +115,7 @@ class Samples(Dataset[Batch]):
             )  # fmt: skip
         sample = {"input_ids": torch.tensor(encoded.input_ids), "labels": torch.tensor(encoded.labels)}
         if record.images:
-            sample["pixel_values"] = pixel_values(self._processor, load_pictures(record))
+            sample["pixel_values"] = pixel_values(self._processor, load_pictures(record), max_tiles)
         return sample
 
 

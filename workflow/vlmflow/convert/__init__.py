@@ -1,0 +1,1 @@
+"""Checkpoints of other layouts: official InternVL and LLaVA, InternLM2, XTuner."""
