@@ -37,6 +37,7 @@ rule all:
     default_target: True
     input:
         reports(),
+        manifests("official", plan.officials()),
 
 
 rule data:
@@ -56,7 +57,7 @@ rule finetune:
 
 rule merge:
     input:
-        manifests("converted", plan.finetunes()),
+        models(),
 
 
 rule evaluate:

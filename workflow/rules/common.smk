@@ -31,6 +31,10 @@ def manifests(stage, names):
     return [plan.manifest(stage, name) for name in names]
 
 
+def one_of(names):
+    return "|".join(names) or "(?!)"  # no name at all, where there is none
+
+
 def scores():
     return sorted(
         {path for experiment in plan.experiments() for path in plan.scores(experiment)}
@@ -41,6 +45,12 @@ def reports():
     return [
         f"{RESULTS}/report/{experiment}/index.html" for experiment in plan.experiments()
     ]
+
+
+def models():
+    return manifests("converted", plan.finetunes()) + manifests(
+        "official", plan.officials()
+    )
 
 
 def print_headlines():

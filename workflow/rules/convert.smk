@@ -46,3 +46,26 @@ rule convert_model:
         "Writing the deployment directory of {wildcards.name}"
     shell:
         f"python {SCRIPTS}/convert_model.py --config {{params.config:q}} --model {{input:q}} --output {{output:q}} 2> {{log:q}}"
+
+
+rule convert_official:
+    input:
+        f"{RESULTS}/converted/{{name}}/manifest.json",
+    output:
+        f"{RESULTS}/official/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/convert_official/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/convert_official/{{name}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        code=plan.code("convert_official"),
+    message:
+        "Writing {wildcards.name} in the official layout of its family"
+    shell:
+        f"python {SCRIPTS}/convert_official.py --model {{input:q}} --output {{output:q}} 2> {{log:q}}"

@@ -1,4 +1,6 @@
 rule train_adapter:
+    wildcard_constraints:
+        name=one_of(plan.trained()),
     input:
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
         projector=lambda w: plan.projector(w.name),
@@ -30,3 +32,33 @@ rule train_adapter:
         f"{{params.launcher}} {SCRIPTS}/train_adapter.py --config {{params.config:q}} --model {{input.model:q}}"
         " --projector {input.projector:q} --data {input.tokens:q} --execution {params.execution:q}"
         " --checkpoints {params.checkpoints:q} --output {output.manifest:q} 2> >(tee {log:q} >&2)"
+
+
+rule import_adapter:
+    wildcard_constraints:
+        name=one_of(plan.imported()),
+    input:
+        lambda w: plan.import_inputs(w.name),
+        model=lambda w: plan.manifest("models", plan.model_of(w.name)),
+    output:
+        f"{RESULTS}/finetune/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/import_adapter/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/import_adapter/{{name}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 2
+    resources:
+        mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
+        runtime=60,
+    params:
+        config=lambda w: plan.finetune_params(w.name),
+        checkpoint=lambda w: plan.import_checkpoint(w.name),
+        files=lambda w: plan.import_files(w.name),
+        code=plan.code("import_adapter"),
+    message:
+        "Taking over what XTuner trained as {wildcards.name}"
+    shell:
+        f"python {SCRIPTS}/import_adapter.py --config {{params.config:q}} --checkpoint {{params.checkpoint:q}}"
+        " --model {input.model:q} --output {output:q} 2> {log:q}"

@@ -15,6 +15,7 @@ rule build_model:
         runtime=lambda w: plan.resource("models", w.name, "runtime"),
     params:
         config=lambda w: plan.model_params(w.name),
+        files=lambda w: plan.model_files(w.name),
         code=plan.code("build_model"),
     message:
         "Building the base model {wildcards.name}"

@@ -14,6 +14,7 @@ import jsonschema
 import yaml
 
 from vlmflow.errors import UserError
+from vlmflow.models.published import fill_published
 
 Config = dict[str, Any]
 
@@ -37,6 +38,8 @@ def resolve(config: Config) -> Config:
     problems = [_describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
     if not problems:
         config = deepcopy(config)
+        problems = list(fill_published(config))
+    if not problems:
         _fill_defaults(config, schema())
         problems = [*_dangling(config), *_contradictions(config)]
     if problems:
@@ -51,9 +54,9 @@ def _describe(error: jsonschema.ValidationError) -> str:
         known = list(_properties(error.schema))
         unknown = [key for key in error.instance if key not in known]
         return f"{where}: " + "; ".join(f"no key '{key}' here{nearest(key, known)}" for key in unknown)
-    if error.validator == "oneOf":
+    if error.validator in ("oneOf", "anyOf"):
         choices = [alternative["required"][0] for alternative in error.validator_value]
-        return f"{where}: give exactly one of {', '.join(choices)}"
+        return f"{where}: give {'exactly ' * (error.validator == 'oneOf')}one of {', '.join(choices)}"
     if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
         return f"{where}: '{error.instance}': {error.schema['description']}"
     return f"{where}: {error.message}"
@@ -104,6 +107,9 @@ def _references(config: Config) -> Iterator[tuple[str, str, list[str]]]:
         for part in ("language", "vision", "checkpoint"):
             if "source" in node.get(part, {}):
                 yield f"models.{name}.{part}.source", node[part]["source"], ["sources"]
+    for name, node in config["finetunes"].items():
+        if "source" in node.get("xtuner", {}):
+            yield f"finetunes.{name}.xtuner.source", node["xtuner"]["source"], ["sources"]
     for name, node in config["pretrains"].items():
         yield f"pretrains.{name}.model", node["model"], ["models"]
         yield f"pretrains.{name}.dataset", node["dataset"], ["datasets"]
@@ -135,8 +141,8 @@ def _contradictions(config: Config) -> Iterator[str]:
     for name in set(config["pretrains"]) & set(config["models"]):
         yield f"pretrains.{name}: a model has this name too, so that `init: {name}` is ambiguous; rename one"
     for name, node in config["models"].items():
-        needed = ("language", "vision") if node["family"] == "llava" else ("checkpoint",)
-        for part in (part for part in needed if part not in node):
+        parts = ("language", "vision") if node["family"] == "llava" and "checkpoint" not in node else ("checkpoint",)
+        for part in (part for part in parts if part not in node):
             yield f"models.{name}: family {node['family']} needs the key '{part}'"
     for name, node in config["datasets"].items():
         if node["split"]["validation"] + node["split"]["test"] >= 1:
@@ -144,6 +150,14 @@ def _contradictions(config: Config) -> Iterator[str]:
         if not math.isfinite(node["repeat"]):
             yield f"datasets.{name}.repeat: {node['repeat']} is no number of times"
     for name, node in config["finetunes"].items():
+        model = _model_of(config, name)
+        if node["convert"]["official"] and "checkpoint" not in config["models"][model]:
+            yield f"finetunes.{name}.convert.official: the model '{model}' is assembled here and has no official layout"
         mix = node["datasets"] if isinstance(node["datasets"], dict) else {}
         for dataset in (dataset for dataset, weight in mix.items() if not math.isfinite(weight)):
             yield f"finetunes.{name}.datasets.{dataset}: {mix[dataset]} is no weight"
+
+
+def _model_of(config: Config, finetune: str) -> str:
+    init: str = config["finetunes"][finetune]["init"]
+    return config["pretrains"][init]["model"] if init in config["pretrains"] else init

@@ -25,7 +25,7 @@ LINEARS: dict[str, tuple[str, ...]] = {
     "internvl_vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
 }
 """Kind of network (``model_type``) -> names of its linear layers."""
-_BLOCKS = {LANGUAGE: r"layers\.\d+", VISION: r"encoder\.layers?\.\d+"}
+_BLOCKS = {LANGUAGE: r"layers\.\d+", VISION: r"(?:vision_model\.)?encoder\.layers?\.\d+"}
 
 
 def linear_pattern(config: Any, part: str) -> str:

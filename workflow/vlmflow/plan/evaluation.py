@@ -59,15 +59,17 @@ class EvaluationPlan(Nodes):
     def report_params(self, experiment: str, config_files: list[str]) -> str:
         """Where the report finds curves, provenance and data reports, and how the experiment is made again."""
         folders = self._trained(experiment)
+        imported = "xtuner" in self.config["finetunes"][self.config["experiments"][experiment]["finetune"]]
+        stages = [
+            stage for stage in ("pretrain", "finetune") if stage in folders and not (imported and stage == "finetune")
+        ]
         files = " ".join(config_files)
         return as_json(
             {
-                "metrics": {
-                    stage: f"{folders[stage]}/metrics.jsonl" for stage in ("pretrain", "finetune") if stage in folders
-                },
+                "metrics": {stage: f"{folders[stage]}/metrics.jsonl" for stage in stages},
                 "provenance": [f"{folder}/provenance.json" for folder in folders.values()],
                 "data_reports": [f"{self.results}/data/{name}/report.json" for name in self._datasets_of(experiment)],
-                "example": f"{folders['finetune']}/example.json",
+                "example": None if imported else f"{folders['finetune']}/example.json",
                 "commands": [f"snakemake {experiment}" + (f" --configfile {files}" if files else "")],
             }
         )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from vlmflow.plan.nodes import Nodes
-from vlmflow.plan.values import TOKENS, as_json, number, without
+from vlmflow.plan.values import TOKENS, as_json, number, state_of_files, without
 
 _TRAINING = ("epochs", "batch_size", "learning_rate", "weight_decay", "betas", "warmup_ratio", "schedule",
              "max_grad_norm", "precision", "seed")  # fmt: skip
@@ -19,19 +20,51 @@ class TrainingPlan(Nodes):
         parts = self._weights(name).values()
         return sorted({self.manifest("sources", part["source"]) for part in parts if "source" in part})
 
+    def model_files(self, name: str) -> str:
+        """Names, sizes and times of checkpoints of the user's own: the model is built again when one changes."""
+        return self._own_files(self._weights(name).values())
+
     def model_params(self, name: str) -> str:
         """The node with each checkpoint as a path; unused keys of the other families are left out."""
-        node = without(self.config["models"][name], "resources", "language", "vision", "checkpoint")
+        left_out = ("resources", "published", "registry", "language", "vision", "checkpoint")
+        node = without(self.config["models"][name], *left_out)
         if node["family"] == "llava":
             node.pop("max_tiles")
         return as_json({**node, **{part: self._weights_path(place) for part, place in self._weights(name).items()}})
+
+    def trained(self) -> list[str]:
+        """Finetunes that are trained here."""
+        return [name for name, node in self.config["finetunes"].items() if "xtuner" not in node]
+
+    def imported(self) -> list[str]:
+        """Finetunes that XTuner trained."""
+        return [name for name, node in self.config["finetunes"].items() if "xtuner" in node]
+
+    def officials(self) -> list[str]:
+        """Finetunes of the chosen experiments that are also written in the official layout."""
+        return [name for name in self.finetunes() if self.config["finetunes"][name]["convert"]["official"]]
+
+    def import_inputs(self, name: str) -> list[str]:
+        place = self.config["finetunes"][name]["xtuner"]
+        return [self.manifest("sources", place["source"])] if "source" in place else []
+
+    def import_checkpoint(self, name: str) -> str:
+        return self._weights_path(self.config["finetunes"][name]["xtuner"])
+
+    def import_files(self, name: str) -> str:
+        """Names, sizes and times of a checkpoint of the user's own."""
+        return self._own_files([self.config["finetunes"][name]["xtuner"]])
+
+    def _own_files(self, places: Iterable[dict[str, Any]]) -> str:
+        return " ".join(state_of_files(self._weights_path(place)) for place in places if "path" in place)
 
     def _weights(self, model: str) -> dict[str, dict[str, Any]]:
         node = self.config["models"][model]
         return {part: node[part] for part in ("language", "vision", "checkpoint") if part in node}
 
     def _weights_path(self, place: dict[str, Any]) -> str:
-        folder = Path(self.manifest("sources", place["source"])).parent if "source" in place else Path(place["path"])
+        own = "path" in place
+        folder = Path(place["path"]).expanduser() if own else Path(self.manifest("sources", place["source"])).parent
         return str(folder / place["file"] if place["file"] else folder)
 
     def projector(self, finetune: str) -> list[str]:
@@ -46,7 +79,7 @@ class TrainingPlan(Nodes):
     def finetune_params(self, name: str) -> str:
         node = self.config["finetunes"][name]
         unused = {"qlora": (), "lora": ("quantization",), "full": ("quantization", "lora")}[node["method"]]
-        node = without(node, "init", "datasets", "merge", "convert", "resources", *TOKENS, *unused)
+        node = without(node, "init", "datasets", "merge", "convert", "resources", "xtuner", *TOKENS, *unused)
         return as_json({**node, **self._mix(self.config["finetunes"][name]["datasets"])})
 
     def _mix(self, datasets: list[str] | dict[str, float]) -> dict[str, Any]:
@@ -60,7 +93,7 @@ class TrainingPlan(Nodes):
         return as_json(self.config["finetunes"][name]["merge"])
 
     def convert_params(self, name: str) -> str:
-        return as_json(self.config["finetunes"][name]["convert"])
+        return as_json(without(self.config["finetunes"][name]["convert"], "official"))
 
     def execution(self, section: str, name: str) -> str:
         """How a training job splits its work, as the JSON that the training scripts take."""

@@ -24,6 +24,6 @@ def report_experiment(
         metrics_logs=sources["metrics"],
         provenance=[Path(path) for path in sources["provenance"]],
         data_reports=[Path(path) for path in sources["data_reports"]],
-        examples=Path(sources["example"]),
+        examples=Path(sources["example"]) if sources["example"] else None,
         commands=sources["commands"],
     )

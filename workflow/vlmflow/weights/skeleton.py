@@ -11,27 +11,29 @@ from transformers import AutoModelForImageTextToText
 _PREFIXES = (
     ("model.language_model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
-    ("model.vision_tower.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
 )
 """Prefix of a module in memory, and in the files (what transformers writes and LMDeploy reads)."""
+_VISION = "model.vision_tower."
+_INNER = "vision_model."
+_NESTED = ("clip_vision_model", "siglip_vision_model")
+"""Towers whose tensors are published below ``vision_tower.vision_model``: LMDeploy finds them nowhere else."""
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def disk_name(name: str) -> str:
-    """The name in a weight file of the tensor that the module tree calls ``name``."""
+def disk_name(name: str, config: Any) -> str:
+    """The name in a weight file of the tensor or module that the module tree calls ``name``.
+
+    ``config`` is the model's. Some releases of transformers have one more module in a vision tower than others; both
+    spellings give the same name here.
+    """
+    if name.startswith(_VISION):
+        nested = config.vision_config.model_type in _NESTED
+        return "vision_tower." + _INNER * nested + name.removeprefix(_VISION).removeprefix(_INNER)
     for module, disk in _PREFIXES:
         if name.startswith(module):
             return disk + name.removeprefix(module)
-    raise ValueError(f"{name} is in no part of a vision-language model")
-
-
-def module_name(name: str) -> str:
-    """The name in the module tree of the tensor that a weight file calls ``name``."""
-    for module, disk in _PREFIXES:
-        if name.startswith(disk):
-            return module + name.removeprefix(disk)
     raise ValueError(f"{name} is in no part of a vision-language model")
 
 
@@ -47,4 +49,4 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     names = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         names.pop("lm_head.weight", None)
-    return {disk_name(name): shape for name, shape in names.items()}
+    return {disk_name(name, config): shape for name, shape in names.items()}
