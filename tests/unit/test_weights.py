@@ -219,6 +219,13 @@ def test_nothing_is_written_when_the_result_would_not_fit(folder: Path, tmp_path
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_a_shape_that_an_operation_cannot_take_names_the_tensor(tmp_path: Path) -> None:
+    source = State({"layers.0.fused.weight": torch.zeros(3)})
+    rule = Rule(("layers.*.fused.weight",), ("a", "b"), Operation(lambda t: t.reshape(2, 2).unbind(), SPLIT.backward))
+    with pytest.raises(UserError, match=r"layers\.0\.fused\.weight \[3\]: .*shape"):
+        write_tensors(source, plan([rule], source.kinds), tmp_path, {"a": (2,), "b": (2,)})
+
+
 def test_two_rules_must_not_make_the_same_tensor() -> None:
     source = State({"a": torch.zeros(1), "b": torch.zeros(1)})
     with pytest.raises(UserError, match="made twice"):

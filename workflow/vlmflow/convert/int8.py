@@ -41,7 +41,7 @@ class Int8:
         )
         if wrong or not stems:
             raise UserError(
-                f"not a checkpoint in LLM.int8 format: {wrong or 'no matrix is in 8 bits'}",
+                f"broken checkpoint: not in LLM.int8 format: {wrong or 'no matrix is in 8 bits'}",
                 "fetch it again, or remove quantization_config from config.json if it is not quantised",
                 file=file,
             )
@@ -68,7 +68,7 @@ class Int8:
         for name in names:
             if int(self._tensors.read(name)) != 0:
                 raise UserError(
-                    f"{name} says that the matrix lies in memory in a GPU's own order, not row by row",
+                    f"unsupported checkpoint: {name} says that its matrix lies in a GPU's own order, not by rows",
                     "save the model again with a current bitsandbytes",
                     file=self._file,
                 )

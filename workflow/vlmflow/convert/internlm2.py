@@ -66,17 +66,28 @@ def grouped_qkv(heads: int, kv_heads: int, head_dim: int) -> Operation:
     share = heads // kv_heads
 
     def split(fused: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        _check_rows(fused, heads + 2 * kv_heads, head_dim)
         rest = fused.shape[1:]
         groups = fused.reshape(kv_heads, share + 2, head_dim, *rest)
         parts = groups[:, :share], groups[:, share], groups[:, share + 1]
         return tuple(part.reshape(-1, *rest) for part in parts)
 
     def join(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        for part, count in ((query, heads), (key, kv_heads), (value, kv_heads)):
+            _check_rows(part, count, head_dim)
         rest = query.shape[1:]
         parts = (part.reshape(kv_heads, -1, head_dim, *rest) for part in (query, key, value))
         return (torch.cat(tuple(parts), dim=1).reshape(-1, *rest),)
 
     return Operation(split, join)
+
+
+def _check_rows(part: torch.Tensor, heads: int, head_dim: int) -> None:
+    if part.shape[0] != heads * head_dim:
+        raise UserError(
+            f"misshapen tensor: queries, keys and values of {part.shape[0]} rows, not {heads} heads of {head_dim}",
+            "check that config.json belongs to these weights",
+        )
 
 
 def rules_of(official: Mapping[str, Any], prefix_source: str = "", prefix_target: str = "") -> list[Rule]:
@@ -95,10 +106,12 @@ def llama_config(official: Mapping[str, Any]) -> LlamaConfig:
     transformers does neither.
     """
     if official.get("rope_pos_id_version", "default") != "default":
-        raise UserError(f"InternLM2 with {official['rope_pos_id_version']} positions cannot be a Llama model")
+        raise UserError(
+            f"unsupported model: InternLM2 with {official['rope_pos_id_version']} positions cannot be a Llama model"
+        )
     missing = [key for key in _SAME_KEYS if key not in official]
     if missing:
-        raise UserError(f"the language model's configuration lacks {', '.join(missing)}")
+        raise UserError(f"broken configuration: the language model lacks {', '.join(missing)}")
     bias = official.get("bias", True)
     return LlamaConfig(
         **{key: official[key] for key in _SAME_KEYS},
@@ -114,7 +127,7 @@ def llama_config(official: Mapping[str, Any]) -> LlamaConfig:
 def internlm2_config(config: LlamaConfig) -> dict[str, Any]:
     """The keys of InternLM2's configuration that :func:`llama_config` reads."""
     if config.mlp_bias:
-        raise UserError("a Llama model with biases in its MLP cannot be an InternLM2 model")
+        raise UserError("unsupported model: a Llama model with biases in its MLP cannot be an InternLM2 model")
     rope = config.rope_parameters
     scaled = rope["rope_type"] != "default"
     return {
@@ -133,5 +146,7 @@ def _rope_parameters(official: Mapping[str, Any]) -> dict[str, Any]:
         return {"rope_type": "default", "rope_theta": theta}
     kind = scaling.get("type", scaling.get("rope_type"))
     if kind not in _ROPE_TYPES:
-        raise UserError(f"InternLM2 has no position scaling '{kind}'", f"there is {', '.join(_ROPE_TYPES)}")
+        raise UserError(
+            f"unsupported model: InternLM2 has no position scaling '{kind}'", f"there is {', '.join(_ROPE_TYPES)}"
+        )
     return {"rope_type": kind, "factor": float(scaling["factor"]), "rope_theta": theta}

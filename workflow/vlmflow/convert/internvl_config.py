@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, Phi3Config, PreTrainedConfig, Qwen2Config
 
 from vlmflow.convert.internlm2 import llama_config
@@ -50,6 +51,13 @@ def native_config(official: Mapping[str, Any], image_token_id: int | None = None
     ``image_token_id`` is the id of <IMG_CONTEXT>, which the tokenizer knows; None leaves transformers' default, good
     for names and shapes only. Raises :class:`UserError` where transformers cannot compute the same.
     """
+    try:
+        return _native_config(official, image_token_id)
+    except (KeyError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
+        raise UserError(f"broken configuration: {error!r}") from None
+
+
+def _native_config(official: Mapping[str, Any], image_token_id: int | None) -> InternVLConfig:
     check_official(official)
     text = text_config(official["llm_config"])
     vision = _vision_config(official["vision_config"])
@@ -73,13 +81,16 @@ def native_config(official: Mapping[str, Any], image_token_id: int | None = None
 
 def check_official(official: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` unless this is the configuration of an InternVL that transformers can compute."""
-    if official.get("model_type") != "internvl_chat" or "vision_config" not in official or "llm_config" not in official:
+    if official.get("model_type") != "internvl_chat":
         found = official.get("model_type") or official.get("architectures")
-        raise UserError(f"not an official InternVL model (model_type internvl_chat) but {found}", field="model_type")
+        raise UserError(f"wrong family: {found}, not internvl_chat (official InternVL)", field="model_type")
+    lacking = [key for key in ("vision_config", "llm_config") if not isinstance(official.get(key), dict)]
+    if lacking:
+        raise UserError(f"broken configuration: there is no {' and no '.join(lacking)}")
     version = official.get("ps_version", "v1")
     if version != "v2":
         raise UserError(
-            f"pixel shuffle {version} puts the picture's tokens out in transposed order (columns first)",
+            f"unsupported model: pixel shuffle {version} has the tokens of a picture in transposed order",
             "transformers computes v2 only, and no change of the weights can reorder tokens; use a model with v2",
             field="ps_version",
         )
@@ -92,7 +103,10 @@ def check_official(official: Mapping[str, Any]) -> None:
     ratio = float(official.get("downsample_ratio", 0.5))
     side = _side(official) // official["vision_config"].get("patch_size", 14)
     if not 0 < ratio <= 1 or (1 / ratio) % 1 or side % int(1 / ratio):
-        raise UserError(f"a grid of {side} x {side} patches cannot be reduced by {ratio}", field="downsample_ratio")
+        raise UserError(
+            f"broken configuration: a grid of {side} x {side} patches cannot be reduced by {ratio}",
+            field="downsample_ratio",
+        )
 
 
 def tile_tokens(official: Mapping[str, Any]) -> int:
@@ -112,9 +126,7 @@ def language_architecture(official_llm: Mapping[str, Any]) -> str:
     known = (INTERNLM2, *LANGUAGE_CONFIGS)
     if name not in known:
         raise UserError(
-            f"no language model of architecture {name}",
-            f"there is {", ".join(known)}",
-            field="llm_config.architectures",
+            f"unsupported model: no language model of architecture {name}",
             f"there is {', '.join(known)}",
             field="llm_config.architectures",
         )
@@ -144,7 +156,7 @@ def official_dtype(official: Mapping[str, Any]) -> torch.dtype:
     name = official.get("torch_dtype") or official["llm_config"].get("torch_dtype") or "bfloat16"
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
-        raise UserError(f"no number format {name}", field="torch_dtype")
+        raise UserError(f"broken configuration: no number format {name}", field="torch_dtype")
     return dtype
 
 
@@ -158,7 +170,8 @@ def _vision_config(official: Mapping[str, Any]) -> InternVLVisionConfig:
     values = {new: official.get(old, default) for old, (new, default) in _VISION_KEYS.items()}
     if values["use_qk_norm"] and values["layer_norm_eps"] != _QK_NORM_EPS:
         raise UserError(
-            f"transformers normalises queries and keys with epsilon {_QK_NORM_EPS}, not {values['layer_norm_eps']}",
+            f"unsupported model: queries and keys are normalised with epsilon {values['layer_norm_eps']}",
+            f"transformers does with {_QK_NORM_EPS} only",
             field="vision_config.layer_norm_eps",
         )
     values["image_size"], values["patch_size"] = [values["image_size"]] * 2, [values["patch_size"]] * 2
@@ -174,7 +187,11 @@ def _rope_parameters(official: Mapping[str, Any], architecture: str) -> dict[str
         return {"rope_type": "default", "rope_theta": theta}
     if architecture == "Phi3ForCausalLM":
         if kind not in ("su", "longrope"):  # its own yarn scales otherwise than transformers'
-            raise UserError(f"Phi-3 with '{kind}' position scaling", "there is su (longrope)", field="rope_scaling")
+            raise UserError(
+                f"unsupported model: Phi-3 with '{kind}' position scaling",
+                "there is su (longrope)",
+                field="rope_scaling",
+            )
         scaling["original_max_position_embeddings"] = official["original_max_position_embeddings"]
         kind = "longrope"
     return {**scaling, "rope_type": kind, "rope_theta": theta}
@@ -183,7 +200,7 @@ def _rope_parameters(official: Mapping[str, Any], architecture: str) -> dict[str
 def _require(official: Mapping[str, Any], key: str, wanted: Any, advice: str, **other: Any) -> None:
     value = official.get(key, other.get("default", wanted))
     if value != wanted:
-        raise UserError(f"{key} {value} is not supported", advice, field=key)
+        raise UserError(f"unsupported model: {key} {value}", advice, field=key)
 
 
 def _side(official: Mapping[str, Any]) -> int:

@@ -82,7 +82,13 @@ def _kinds(tensors: Tensors, pieces: Sequence[Piece], dtype: torch.dtype | None)
         raise UserError("made twice: " + listed(repeated=repeated))
     for piece in pieces:
         sources = [tensors.kinds[name] for name in piece.sources]
-        made = piece.make(*(torch.empty(kind.shape, dtype=kind.dtype, device="meta") for kind in sources))
+        try:
+            made = piece.make(*(torch.empty(kind.shape, dtype=kind.dtype, device="meta") for kind in sources))
+        except (RuntimeError, ValueError) as error:
+            shapes = ", ".join(f"{name} {list(kind.shape)}" for name, kind in zip(piece.sources, sources, strict=True))
+            raise UserError(
+                f"{shapes}: {str(error).splitlines()[0]}", "check that config.json belongs to these weights"
+            ) from None
         for name, value in zip(piece.targets, made, strict=True):
             stored = dtype if dtype is not None and value.is_floating_point() else value.dtype
             kinds[name] = Kind(stored, tuple(value.shape))
