@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vlmflow.files import read_json, read_manifest, write_manifest
 from vlmflow.merge import merge_adapter
 from vlmflow.models.directory import PROJECTOR, load_model
 from vlmflow.training.finetune import train_adapter
+from vlmflow.weights.checkpoint import Checkpoint
 
 Options = Callable[..., dict[str, Any]]
 ORIGINAL, QUANTIZED = {"base": "original"}, {"base": "quantized"}
@@ -91,8 +93,67 @@ def test_nan_is_refused(tiny_model: Path, finetuned: Callable[..., Path], tmp_pa
     weights = adapter.parent / "adapter_model.safetensors"
     save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(weights).items()}, weights)
     write_manifest(adapter.parent, base=read_manifest(tiny_model)["hash"])
-    with pytest.raises(UserError, match="computes something else"):
+    with pytest.raises(UserError, match=r"adapter of language_model\.\S+ has values that are no numbers"):
         merge_adapter(ORIGINAL, tiny_model, adapter, tmp_path / "merged" / "manifest.json")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_adapters_on_the_tower_are_merged_too(tiny_model: Path, finetuned: Callable[..., Path], tmp_path: Path) -> None:
+    merged = tmp_path / "merged" / "manifest.json"
+    merge_adapter(ORIGINAL, tiny_model, finetuned("lora", lora={"vision_rank": 2, "vision_alpha": 4}), merged)
+    before, after = Checkpoint(tiny_model.parent), Checkpoint(merged.parent)
+    changed = {name for name in before.kinds if not torch.equal(before.read(name), after.read(name))}
+    assert {name.split(".")[0] for name in changed} == {"language_model", "multi_modal_projector", "vision_tower"}
+    assert read_json(merged.parent / "provenance.json")["logits_merged_against_unmerged"]["max_abs"] < 1e-4
+
+
+def test_a_model_that_does_not_fit_in_memory_is_merged_without_logits(
+    tiny_model: Path, finetuned: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmflow.merge_check.available_memory", lambda: 0)
+    merged, converted = tmp_path / "merged" / "manifest.json", tmp_path / "converted" / "manifest.json"
+    merge_adapter(ORIGINAL, tiny_model, finetuned("lora"), merged)
+    convert_model({"dtype": "bfloat16", "max_shard_mb": 1}, merged, converted)
+    provenance = read_json(merged.parent / "provenance.json")
+    assert "GB are free" in provenance["logits_not_compared"]
+    assert 0 < provenance["largest_matrix_error"] < 1e-5
+    assert load_model(converted).dtype == torch.bfloat16
+
+
+def test_a_cut_off_base_is_refused_and_nothing_is_left(finetuned: Callable[..., Path], tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "copy")
+    weights = model.parent / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        merge_adapter(ORIGINAL, model, finetuned("lora"), tmp_path / "merged" / "manifest.json")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_on_a_tied_output_matrix_is_refused(
+    tiny_model: Path, finetuned: Callable[..., Path], tmp_path: Path
+) -> None:
+    adapter = finetuned("lora")
+    weights, config = adapter.parent / "adapter_model.safetensors", adapter.parent / "adapter_config.json"
+    head = {"base_model.model.lm_head.lora_A.weight": torch.ones(4, 64),
+            "base_model.model.lm_head.lora_B.weight": torch.ones(320, 4)}  # fmt: skip
+    save_file({**load_file(weights), **head}, weights)
+    config.write_text(json.dumps({**read_json(config), "target_modules": "all-linear"}))
+    write_manifest(adapter.parent, base=read_manifest(tiny_model)["hash"])
+    with pytest.raises(UserError, match="the output matrix has an adapter, but it is the embedding's"):
+        merge_adapter(ORIGINAL, tiny_model, adapter, tmp_path / "merged" / "manifest.json")
+
+
+def test_values_that_float16_cannot_hold_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model.parent, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["multi_modal_projector.linear_1.bias"][0] = 1e6
+    save_file(tensors, weights, metadata={"format": "pt"})
+    write_manifest(tmp_path / "model")
+    with pytest.raises(UserError, match=r"multi_modal_projector\.linear_1\.bias has values up to 1e\+06"):
+        convert_model({"dtype": "float16", "max_shard_mb": 1}, tmp_path / "model" / "manifest.json",
+                      tmp_path / "converted" / "manifest.json")  # fmt: skip
+    assert not (tmp_path / "converted").exists()
 
 
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])

@@ -1,4 +1,4 @@
-"""The deployment directory: number format and shard size of choice, checked against the merged model."""
+"""The deployment directory: number format and shard size of choice, written one tensor at a time and checked."""
 
 from __future__ import annotations
 
@@ -8,38 +8,76 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from vlmflow.errors import UserError
-from vlmflow.files import MANIFEST, read_manifest, staged_directory, write_manifest
-from vlmflow.models.directory import load_model, load_processor, save_model
+from vlmflow.files import read_json, read_manifest, staged_directory, write_json, write_manifest
+from vlmflow.merge_check import check_rounding, lack_of_memory
+from vlmflow.models.directory import copy_side_files, load_directory, load_model, load_processor
 from vlmflow.models.logits import compare_logits, fixture_logits
 from vlmflow.provenance import write_provenance
+from vlmflow.weights.checkpoint import Checkpoint
+from vlmflow.weights.mapping import SAME, Piece
+from vlmflow.weights.skeleton import expected_tensors
+from vlmflow.weights.stream import write_tensors
 
 logger = logging.getLogger(__name__)
-_AGREEMENT = 0.9
-"""Least share of positions whose most likely token survives rounding to 16 bits."""
 
 
 def convert_model(config: dict[str, Any], model: Path, output: Path) -> None:
     """Write ``model`` (manifest) in another number format (``dtype``) and with files of at most ``max_shard_mb``.
 
-    The written directory is loaded again as a user would; its tensors must have the same names and its logits must
-    agree with the source's.
+    Every tensor must be finite in the new format; where the model fits in memory, the written directory is loaded again
+    as a user would, and its logits must agree with the source's.
     """
     source = read_manifest(model)
-    processor = load_processor(model)
-    network = load_model(model, dtype=torch.float32)
-    names, reference = set(network.state_dict()), fixture_logits(network, processor)
+    tensors, dtype = Checkpoint(model.parent), getattr(torch, config["dtype"])
+    expected = expected_tensors(AutoConfig.from_pretrained(model.parent, local_files_only=True))
     with staged_directory(output.parent) as directory:
-        network.to(getattr(torch, config["dtype"]))
-        save_model(network, processor, directory, max_shard_size=f"{config['max_shard_mb']}MB")
-        write_manifest(directory)
-        written = load_model(directory / MANIFEST, dtype=torch.float32)
-        difference = compare_logits(reference, fixture_logits(written, load_processor(directory / MANIFEST)))
-        logger.info("logits, converted against merged: %s", difference)
-        if set(written.state_dict()) != names or difference.argmax_agreement < _AGREEMENT:
-            raise UserError(
-                f"the converted model differs: {difference}", "choose another dtype (bfloat16 keeps float32's range)"
-            )
-        write_provenance(directory, config, {"model": source["hash"]}, logits_difference=asdict(difference))
+        write_tensors(
+            tensors,
+            [_piece(name, tensors, dtype) for name in tensors.kinds],
+            directory,
+            expected,
+            dtype=dtype,
+            max_shard_bytes=config["max_shard_mb"] * 1_000_000,
+        )
+        copy_side_files(model.parent, directory)
+        _set_dtype(directory / "config.json", config["dtype"])
+        write_provenance(directory, config, {"model": source["hash"]}, **_check(model, tensors, directory))
         write_manifest(directory, dtype=config["dtype"], converted_from=source["hash"])
+
+
+def _piece(name: str, tensors: Checkpoint, dtype: torch.dtype) -> Piece:
+    def cast(value: torch.Tensor) -> tuple[torch.Tensor]:
+        rounded = value.to(dtype)
+        if not value.is_meta and not bool(rounded.isfinite().all()):
+            largest = value.abs().max().item()
+            reason = f"{name} has values up to {largest:.3g}, which {str(dtype).removeprefix('torch.')} cannot hold"
+            raise UserError(reason, "choose bfloat16, which keeps float32's range", file=tensors.path, field="dtype")
+        return (rounded,)
+
+    kind = tensors.kinds[name]
+    copied = kind.dtype == dtype or not kind.dtype.is_floating_point
+    return Piece((name,), (name,), SAME.forward if copied else cast)
+
+
+def _set_dtype(path: Path, name: str) -> None:
+    config = read_json(path)
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["dtype"] = name
+    write_json(path, config)
+
+
+def _check(model: Path, tensors: Checkpoint, directory: Path) -> dict[str, Any]:
+    """Compare the logits of source and result; the figures, or why there are none."""
+    obstacle = lack_of_memory(tensors)
+    if obstacle:
+        logger.warning("logits are not compared: %s", obstacle)
+        return {"logits_not_compared": obstacle}
+    processor = load_processor(model)
+    reference = fixture_logits(load_model(model, dtype=torch.float32), processor)
+    difference = compare_logits(reference, fixture_logits(load_directory(directory, dtype=torch.float32), processor))
+    logger.info("logits, converted against merged: %s", difference)
+    check_rounding(difference)
+    return {"logits_difference": asdict(difference)}

@@ -1,28 +1,34 @@
-"""Merge adapter and projector into the weights, and prove that the result computes the same."""
+"""Merge adapter and projector into the weights, one tensor at a time, and prove that the result computes the same."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, staged_directory, write_manifest
-from vlmflow.models.directory import PROJECTOR, load_model, load_processor, load_projector, save_model
-from vlmflow.models.logits import LogitsDifference, compare_logits, fixture_logits
+from vlmflow.lora import LowRank, read_adapter
+from vlmflow.merge_check import check_logits
+from vlmflow.models.directory import PROJECTOR, PROJECTOR_FILE, copy_side_files
 from vlmflow.provenance import write_provenance
-from vlmflow.training.adapters import dequantised_weights, load_base
+from vlmflow.training.adapters import dequantise
 from vlmflow.training.finetune import FULL_WEIGHTS
 from vlmflow.training.options import FinetuneOptions
+from vlmflow.weights.checkpoint import Checkpoint
+from vlmflow.weights.mapping import SAME, Piece
+from vlmflow.weights.skeleton import disk_name, expected_tensors, language_linears
+from vlmflow.weights.stream import write_tensors
 
 logger = logging.getLogger(__name__)
-_TOLERANCE = 1e-3
-"""Largest difference of float32 logits, relative to the largest logit, that rounding explains (measured: 1e-5)."""
+_TOLERANCE = 1e-4
+"""Largest error of a merged matrix in float32, relative to its output, that rounding explains (measured: 3e-6)."""
+Update = Callable[[torch.Tensor], torch.Tensor]
+"""From a weight of the base to the merged one."""
 
 
 def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Path) -> None:
@@ -30,7 +36,8 @@ def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Pa
 
     ``config``: ``base``, ``original`` or ``quantized`` (the 4-bit base of QLoRA, de-quantised). Merging is done in
     float32 and stored in the base's number format. Refused are an adapter of another base, a merge that changes
-    nothing, a tensor that changed without being trained, and logits that differ from the unmerged ones.
+    nothing, a matrix that computes something else than base plus adapter, and, where the model fits in memory, logits
+    that differ from the unmerged ones.
     """
     base_hash, adapter_manifest = read_manifest(model)["hash"], read_manifest(adapter)
     if adapter_manifest["base"] != base_hash:
@@ -40,82 +47,123 @@ def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Pa
             file=adapter.parent,
         )
     options = FinetuneOptions(**read_json(adapter.parent / "provenance.json")["config"])
-    processor = load_processor(model)
-    network = load_model(model, dtype=torch.float32)
-    if config["base"] == "quantized" and options.quantization is not None:
-        network.load_state_dict(dequantised_weights(load_base(model, options)), strict=False)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    network, expected = _apply(network, adapter)
-    unmerged = fixture_logits(network, processor)
-    merged = network.merge_and_unload() if isinstance(network, PeftModel) else network
-    logits = fixture_logits(merged, processor)
-    difference = compare_logits(unmerged, logits)
-    logger.info("logits, merged against unmerged: %s", difference)
-    _check(difference, adapter)
-    changed = _changed(before, merged.state_dict(), expected, adapter)
-    gap = _gap(model, adapter, options, processor, logits)
-    stored = merged.to(getattr(torch, read_json(model.parent / "config.json")["dtype"]))
+    network = AutoConfig.from_pretrained(model.parent, local_files_only=True)
+    base = Checkpoint(model.parent)
+    quantised = set(language_linears(network)) if config["base"] == "quantized" and options.quantization else set()
+    merging = Merging(_updates(network, adapter.parent, base), quantised, options, adapter.parent)
+    pieces = [merging.piece(name) for name in base.kinds]
     with staged_directory(output.parent) as directory:
-        save_model(stored, processor, directory)
+        write_tensors(base, pieces, directory, expected_tensors(network))
+        merging.check_changed()
+        copy_side_files(model.parent, directory)
+        checks = check_logits(model, adapter, options, bool(quantised), merging.merged, directory)
         inputs = {"model": base_hash, "adapter": adapter_manifest["hash"]}
         write_provenance(
             directory,
             config,
             inputs,
-            logits_merged_against_unmerged=asdict(difference),
-            logits_merged_against_trained=asdict(gap) if gap else None,
-            changed_tensors=len(changed),
+            merged_over="4-bit base, de-quantised" if quantised else "full-precision base",
+            trained_over="4-bit base" if options.quantization else "full-precision base",
+            **checks,
+            largest_matrix_error=merging.largest_error,
+            changed_tensors=len(merging.changed),
         )
         write_manifest(directory, merged_from=inputs)
+    logger.info("%d tensors changed, %s", len(merging.changed), checks)
 
 
-def _apply(network: Any, adapter: Path) -> tuple[Any, set[str]]:
-    """The network with the trained weights in use, and the names of the base's tensors that merging may change."""
-    load_projector(network, adapter)
-    projector = {name for name in network.state_dict() if name.startswith(PROJECTOR)}
-    full = adapter.parent / FULL_WEIGHTS
+class Merging:
+    """What becomes of every tensor of a base, and how well it went."""
+
+    def __init__(
+        self, updates: dict[str, LowRank | torch.Tensor], quantised: set[str], options: FinetuneOptions, adapter: Path
+    ) -> None:
+        self._updates, self._quantised, self._options, self._adapter = updates, quantised, options, adapter
+        self.changed: set[str] = set()
+        self.largest_error = 0.0
+
+    def piece(self, name: str) -> Piece:
+        """The step that makes the merged tensor ``name``; tensors that nothing happens to are copied byte by byte."""
+        if name not in self._updates and name not in self._quantised:
+            return Piece((name,), (name,), SAME.forward)
+
+        def make(weight: torch.Tensor) -> tuple[torch.Tensor]:
+            if not weight.is_meta:  # else asked for its shape alone
+                self._merge_into(name, weight)
+            return (weight,)
+
+        return Piece((name,), (name,), make)
+
+    def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """The merged tensor in float32, before it is rounded; ``weight`` is the base's."""
+        merged = weight.float()
+        self._merge_into(name, merged)
+        return merged
+
+    def _merge_into(self, name: str, weight: torch.Tensor) -> None:
+        """Put the merged values in the place of the base's."""
+        base = dequantise(weight, self._options) if name in self._quantised else weight
+        update = self._updates.get(name)
+        if update is None:
+            weight.copy_(base)
+            return
+
+        def take(rows: slice, merged: torch.Tensor) -> None:
+            merged = merged.to(weight.dtype)
+            if name not in self.changed and not torch.equal(merged, base[rows].to(weight.dtype)):
+                self.changed.add(name)
+            weight[rows] = merged
+
+        if isinstance(update, LowRank):
+            self._check(name, update.merge_rows(base, take))
+        else:
+            take(slice(None), update)
+            if not bool(weight.isfinite().all()):
+                raise UserError(f"{name} has values that are no numbers", "train again", file=self._adapter)
+
+    def check_changed(self) -> None:
+        """Raise :class:`UserError` if no tensor changed."""
+        if not self.changed:
+            raise UserError("merging changed nothing", "the adapter is empty or was never trained", file=self._adapter)
+
+    def _check(self, name: str, error: float) -> None:
+        if error != error:
+            raise UserError(f"the adapter of {name} has values that are no numbers", "train again", file=self._adapter)
+        if error > _TOLERANCE:
+            raise UserError(
+                f"the merged {name} computes something else than base and adapter: {error:.2g} of its output",
+                "do not use the merged weights; report this with the adapter's adapter_config.json",
+                file=self._adapter,
+            )
+        self.largest_error = max(self.largest_error, error)
+
+
+def _updates(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank | torch.Tensor]:
+    """Name of a weight of the base -> what it becomes. Every update must find its weight."""
+    projector = Checkpoint(folder / PROJECTOR_FILE)
+    updates: dict[str, LowRank | torch.Tensor] = {
+        disk_name(f"{PROJECTOR}.{name}", network): projector.read(name) for name in projector.kinds
+    }
+    expected = {name for name in base.kinds if name.startswith(disk_name(f"{PROJECTOR}.", network))}
+    if set(updates) != expected:
+        different = sorted(set(updates) ^ expected)[:3]
+        raise UserError(f"the projector belongs to another model: {different}", file=folder / PROJECTOR_FILE)
+    full = folder / FULL_WEIGHTS
     if full.is_file():
-        state = load_file(full)
-        unexpected = network.load_state_dict(state, strict=False).unexpected_keys
-        if unexpected:
-            raise UserError(f"weights of another model: {unexpected[:3]}", file=full)
-        return network, {*state, "lm_head.weight"} | projector  # the output matrix may be tied to the embedding
-    wrapped = PeftModel.from_pretrained(network, adapter.parent)
-    marker = ".lora_A.default.weight"
-    adapted = {name.removesuffix(marker) for name in wrapped.state_dict() if name.endswith(marker)}
-    return wrapped.eval(), {name.removeprefix("base_model.model.") + ".weight" for name in adapted} | projector
-
-
-def _check(difference: LogitsDifference, adapter: Path) -> None:
-    if not difference.max_abs <= _TOLERANCE * difference.scale:  # also catches NaN
+        weights = Checkpoint(full)
+        updates |= {disk_name(name, network): weights.read(name) for name in weights.kinds}
+    else:
+        updates |= {disk_name(f"{module}.weight", network): update for module, update in read_adapter(folder).items()}
+    head = disk_name("lm_head.weight", network)
+    if head in updates and head not in base.kinds:
         raise UserError(
-            f"the merged model computes something else: logits differ by up to {difference.max_abs:.3g}",
-            "do not use the merged weights; report this with the adapter's adapter_config.json",
-            file=adapter.parent,
+            "the output matrix has an adapter, but it is the embedding's in this model (tie_word_embeddings)",
+            "train without an adapter on it",
+            file=folder,
         )
-
-
-def _changed(
-    before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], expected: set[str], adapter: Path
-) -> set[str]:
-    """Names of the tensors that merging changed; all of them must have been trained, and there must be some."""
-    if set(before) != set(after):
-        raise UserError(f"tensors appeared or vanished: {sorted(set(before) ^ set(after))[:5]}", file=adapter.parent)
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    if not changed:
-        raise UserError("merging changed nothing", "the adapter is empty or was never trained", file=adapter.parent)
-    if changed - expected:
-        raise UserError(f"tensors changed without being trained: {sorted(changed - expected)[:5]}", file=adapter.parent)
-    return changed
-
-
-def _gap(
-    model: Path, adapter: Path, options: FinetuneOptions, processor: Any, merged: list[torch.Tensor]
-) -> LogitsDifference | None:
-    """How far the merged model is from the one that was trained, adapter over the 4-bit base; None without one."""
-    if options.quantization is None:
-        return None
-    trained, _ = _apply(load_base(model, options), adapter)
-    gap = compare_logits(fixture_logits(trained, processor), merged)
-    logger.info("logits, merged against the 4-bit model that was trained: %s", gap)
-    return gap
+    shapes = {name: kind.shape for name, kind in base.kinds.items()}
+    wrong = [name for name, update in updates.items() if shapes.get(name) != tuple(update.shape)]
+    if wrong:
+        reason = f"weights of another model: {len(wrong)} have no place in the base, first {wrong[0]}"
+        raise UserError(reason, file=folder)
+    return updates

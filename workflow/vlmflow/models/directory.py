@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from vlmflow.errors import UserError
-from vlmflow.files import read_manifest
+from vlmflow.files import MANIFEST, read_manifest
 from vlmflow.models.families import family_of_directory
+from vlmflow.weights.checkpoint import INDEX
 
 LANGUAGE = "model.language_model"
 PROJECTOR = "model.multi_modal_projector"
@@ -34,13 +36,28 @@ def load_model(manifest: Path, **options: Any) -> Any:
     Raises :class:`UserError` when a file is missing, of the wrong size, or a tensor has no value.
     """
     read_manifest(manifest)
+    return load_directory(manifest.parent, **options)
+
+
+def load_directory(folder: Path, **options: Any) -> Any:
+    """The model of a directory that has no manifest yet; see :func:`load_model`."""
     model, report = AutoModelForImageTextToText.from_pretrained(
-        manifest.parent, output_loading_info=True, local_files_only=True, **options
+        folder, output_loading_info=True, local_files_only=True, **options
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
     if wrong:
-        raise UserError(f"the weights do not fit the configuration: {wrong}", file=manifest.parent)
+        raise UserError(f"the weights do not fit the configuration: {wrong}", file=folder)
     return model.eval()
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy all of a model directory but weights, manifest and provenance, unchanged."""
+    for path in sorted(source.rglob("*")):
+        place = path.relative_to(source)
+        made = place.as_posix() in (MANIFEST, "provenance.json", INDEX)
+        if path.is_file() and not made and path.suffix != ".safetensors":
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / place)
 
 
 def load_processor(manifest: Path) -> Any:

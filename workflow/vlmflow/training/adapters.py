@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
@@ -68,6 +68,17 @@ def lora_config(lora: dict[str, Any], network: Any) -> LoraConfig:
         rank_pattern=ranks,
         alpha_pattern=alphas,
     )
+
+
+def dequantise(weight: torch.Tensor, options: FinetuneOptions) -> torch.Tensor:
+    """``weight`` in float32 after it went through the 4 bits of ``options``, as :func:`load_base` stores it."""
+    assert options.quantization is not None
+    packed, state = quantize_4bit(
+        weight.to(device(), compute_dtype(options.precision)),
+        compress_statistics=options.quantization["double"],
+        quant_type=options.quantization["type"],
+    )
+    return dequantize_4bit(packed, state).float().cpu()
 
 
 def dequantised_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -50,3 +50,12 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     if model.config.tie_word_embeddings:
         names.pop("lm_head.weight", None)
     return {disk_name(name, config): shape for name, shape in names.items()}
+
+
+def language_linears(config: Any) -> list[str]:
+    """Names in the files of the weights of the language model's linear layers, its output matrix excepted."""
+    return [
+        disk_name(f"{name}.weight", config)
+        for name, module in skeleton(config).named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith("model.language_model.")
+    ]

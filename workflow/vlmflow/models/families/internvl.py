@@ -42,7 +42,7 @@ class PictureProcessor(InternVLProcessor):
         return ["image_processor", "tokenizer"]
 
 
-PROCESSOR = PictureProcessor
+PROCESSOR: type = PictureProcessor
 
 
 def load_processor(folder: Path) -> PictureProcessor:

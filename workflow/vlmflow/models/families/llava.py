@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaProcessor
 
 MODEL_TYPE = "llava"
-PROCESSOR = LlavaProcessor
+PROCESSOR: type = LlavaProcessor
 
 
 def load_processor(folder: Path) -> LlavaProcessor:

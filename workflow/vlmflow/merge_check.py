@@ -1,0 +1,124 @@
+"""Does a merged model compute what was trained? Logits on fixed prompts, where the model fits in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from vlmflow.errors import UserError
+from vlmflow.memory import available_memory
+from vlmflow.models.directory import load_directory, load_model, load_processor, load_projector
+from vlmflow.models.logits import LogitsDifference, compare_logits, fixture_logits
+from vlmflow.training.adapters import dequantised_weights, load_base
+from vlmflow.training.finetune import FULL_WEIGHTS
+from vlmflow.training.options import FinetuneOptions
+from vlmflow.weights.checkpoint import Checkpoint
+from vlmflow.weights.skeleton import disk_name
+
+logger = logging.getLogger(__name__)
+_TOLERANCE = 1e-3
+"""Largest difference of float32 logits, relative to the largest logit, that rounding explains (measured: 1e-5)."""
+_ROUNDED = 0.9
+"""Least share of positions whose most likely token survives storing in 16 bits."""
+_ROOM = 1.5
+"""Memory that a comparison takes, in sizes of the model in float32 (measured: 1.2 with short prompts)."""
+
+
+def check_logits(
+    model: Path,
+    adapter: Path,
+    options: FinetuneOptions,
+    quantised: bool,
+    merged: Callable[[str, torch.Tensor], torch.Tensor],
+    directory: Path,
+) -> dict[str, Any]:
+    """Compare the logits of base and adapter, unmerged, with those of the merged weights; return the figures.
+
+    ``merged`` gives a merged weight before rounding, by its name in the files and the base's value; ``directory`` holds
+    what was stored. With ``quantised`` the adapter was merged over the 4-bit base. Raises :class:`UserError` if they
+    differ. A model that does not fit in memory is not compared, and the figures say so.
+    """
+    base = Checkpoint(model.parent)
+    obstacle = lack_of_memory(base)
+    if obstacle:
+        logger.warning("logits are not compared: %s", obstacle)
+        return {"logits_not_compared": obstacle}
+    processor = load_processor(model)
+    network = load_model(model, dtype=torch.float32)
+    if quantised:
+        network.load_state_dict(dequantised_weights(load_base(model, options)), strict=False)
+    unmerged = _with_adapter(network, adapter, lambda trained: fixture_logits(trained, processor))
+    _replace(network, base, merged)
+    exact = compare_logits(unmerged, fixture_logits(network, processor))
+    del network
+    logger.info("logits, merged against unmerged: %s", exact)
+    if not exact.max_abs <= _TOLERANCE * exact.scale:  # also catches NaN
+        raise UserError(
+            f"the merged model computes something else: logits differ by up to {exact.max_abs:.3g}",
+            "do not use the merged weights; report this with the adapter's adapter_config.json",
+            file=adapter.parent,
+        )
+    stored_logits = fixture_logits(load_directory(directory, dtype=torch.float32), processor)
+    stored = compare_logits(unmerged, stored_logits)
+    check_rounding(stored)
+    gap = _gap(model, adapter, options, processor, stored_logits)
+    return {
+        "logits_merged_against_unmerged": asdict(exact),
+        "logits_stored_against_unmerged": asdict(stored),
+        "logits_merged_against_trained": asdict(gap) if gap else None,
+    }
+
+
+def lack_of_memory(checkpoint: Checkpoint) -> str | None:
+    """Why the logits of a checkpoint cannot be computed here, None if they can."""
+    values = sum(kind.nbytes // kind.dtype.itemsize for kind in checkpoint.kinds.values())
+    needed, free = _ROOM * 4 * values / 1e9, available_memory() / 1e9
+    return f"that needs {needed:.1f} GB of memory, {free:.1f} GB are free" if needed > free else None
+
+
+def check_rounding(difference: LogitsDifference) -> None:
+    """Raise :class:`UserError` if storing the weights changed which tokens are the most likely."""
+    if not difference.argmax_agreement >= _ROUNDED:
+        raise UserError(
+            f"the stored model differs: {difference}", "choose another dtype (bfloat16 keeps float32's range)"
+        )
+
+
+def _with_adapter(network: Any, adapter: Path, compute: Callable[[Any], list[torch.Tensor]]) -> list[torch.Tensor]:
+    """What ``compute`` gives with the trained weights in use; afterwards ``network`` has its linear layers back."""
+    load_projector(network, adapter)
+    full = adapter.parent / FULL_WEIGHTS
+    if full.is_file():
+        network.load_state_dict(load_file(full), strict=False)
+        return compute(network)
+    wrapped = PeftModel.from_pretrained(network, adapter.parent).eval()
+    logits = compute(wrapped)
+    wrapped.unload()
+    return logits
+
+
+@torch.no_grad()
+def _replace(network: Any, base: Checkpoint, merged: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+    """Give every parameter its merged value."""
+    for name, parameter in network.named_parameters():
+        stored = disk_name(name, network.config)
+        parameter.copy_(merged(stored, base.read(stored)))
+
+
+def _gap(
+    model: Path, adapter: Path, options: FinetuneOptions, processor: Any, merged: list[torch.Tensor]
+) -> LogitsDifference | None:
+    """How far the merged model is from the one that was trained, adapter over the 4-bit base; None without one."""
+    if options.quantization is None:
+        return None
+    trained = _with_adapter(load_base(model, options), adapter, lambda network: fixture_logits(network, processor))
+    gap = compare_logits(trained, merged)
+    logger.info("logits, merged against the 4-bit model that was trained: %s", gap)
+    return gap
