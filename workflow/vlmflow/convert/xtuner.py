@@ -199,7 +199,7 @@ def _write(tensors: Tensors, pieces: Sequence[Piece], expected: Mapping[str, tup
         kinds = [tensors.kinds[source] for source in piece.sources]
         try:
             piece.make(*(torch.empty(kind.shape, device="meta") for kind in kinds))
-        except RuntimeError:
+        except (RuntimeError, UserError):
             raise UserError(f"{piece.sources[0]} {list(kinds[0].shape)} is of a model of other dimensions") from None
     scratch = file.with_suffix(".part")
     scratch.mkdir()

@@ -30,9 +30,12 @@ _PARTS = {"llm": "language_model", "visual_encoder": "vision_model"}
 _COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 """Ends of the names of tables that old releases store and the configuration determines."""
 _ADAPTERS = {"llm_adapter": "llm.", "visual_encoder_adapter": "visual_encoder."}
-_PLAIN = {"use_dora": False, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
-          "bias": "none", "fan_in_fan_out": False, "layers_to_transform": None}  # fmt: skip
-"""Settings of an adapter that change what it computes, with the only value that is taken over."""
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False,), "use_rslora": (False,), "rank_pattern": ({},), "alpha_pattern": ({},),
+    "modules_to_save": (), "bias": ("none",), "fan_in_fan_out": (False,), "layers_to_transform": (),
+    "init_lora_weights": (True, False, "gaussian"),
+}  # fmt: skip
+"""Settings of an adapter that change what it computes, with the values, besides null, that are taken over."""
 
 
 class Renamed:
@@ -59,7 +62,7 @@ class Renamed:
         if strange:
             advice = "give what XTuner wrote: a .pth file or directory, or a folder of `xtuner convert pth_to_hf`"
             raise UserError("not a training run of XTuner: " + listed(unexpected=strange), advice, file=file)
-        self.kinds: Mapping[str, Kind] = {own: tensors.kinds[name] for own, name in self._names.items()}
+        self.kinds: Mapping[str, Kind] = {own: tensors.kinds[name] for own, name in sorted(self._names.items())}
 
     def read(self, name: str) -> torch.Tensor:
         """The values of a tensor."""
@@ -97,7 +100,7 @@ def _check_settings(file: Path, lora: Mapping[str, Any] | None, rank: str, alpha
     """An adapter's own settings must be those of the configuration, and otherwise plain."""
     settings = read_json(file)
     for key, plain in _PLAIN.items():
-        if settings.get(key, plain) not in (plain, None):
+        if settings.get(key) not in (*plain, None):
             raise UserError(f"adapters with {key}: {settings[key]}", "XTuner's own have no such thing", file=file)
     for key, name in ((rank, "r"), (alpha, "lora_alpha")):
         if lora is not None and lora[key] != settings[name]:
