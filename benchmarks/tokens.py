@@ -14,6 +14,7 @@ sys.path[:0] = [str(ROOT / "workflow"), str(ROOT / "tests")]
 from conftest import tiny_tokenizer  # noqa: E402
 from vlmflow.data.records import Turn  # noqa: E402
 from vlmflow.models import template  # noqa: E402
+from vlmflow.models.template_spans import answer_spans  # noqa: E402
 
 RECORDS, BATCH = 3000, 512
 
@@ -65,7 +66,7 @@ def main() -> None:
         """As it was before: each beginning of a conversation rendered, offsets of every token."""
         for turns in made:
             text = template.render(tokenizer, turns, answer=False)
-            spans = template._answer_spans(tokenizer, turns, text)
+            spans = answer_spans(tokenizer, turns, text)
             tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             pairs = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
             [token if any(s <= a and b <= e for s, e in spans) else -100 for token, (a, b) in pairs]
