@@ -93,7 +93,7 @@ def test_nan_is_refused(tiny_model: Path, finetuned: Callable[..., Path], tmp_pa
     weights = adapter.parent / "adapter_model.safetensors"
     save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(weights).items()}, weights)
     write_manifest(adapter.parent, base=read_manifest(tiny_model)["hash"])
-    with pytest.raises(UserError, match=r"adapter of language_model\.\S+ has values that are no numbers"):
+    with pytest.raises(UserError, match=r"merged language_model\.\S+ has values that are no numbers"):
         merge_adapter(ORIGINAL, tiny_model, adapter, tmp_path / "merged" / "manifest.json")
     assert not (tmp_path / "merged").exists()
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, staged_directory, write_json, write_manifest
-from vlmflow.merge_check import check_rounding, lack_of_memory
+from vlmflow.merge_check import all_finite, check_rounding, lack_of_memory
 from vlmflow.models.directory import copy_side_files, load_directory, load_model, load_processor
 from vlmflow.models.logits import compare_logits, fixture_logits
 from vlmflow.provenance import write_provenance
@@ -51,7 +51,7 @@ def convert_model(config: dict[str, Any], model: Path, output: Path) -> None:
 def _piece(name: str, tensors: Checkpoint, dtype: torch.dtype) -> Piece:
     def cast(value: torch.Tensor) -> tuple[torch.Tensor]:
         rounded = value.to(dtype)
-        if not value.is_meta and not bool(rounded.isfinite().all()):
+        if not value.is_meta and not all_finite(rounded):
             largest = value.abs().max().item()
             reason = f"{name} has values up to {largest:.3g}, which {str(dtype).removeprefix('torch.')} cannot hold"
             raise UserError(reason, "choose bfloat16, which keeps float32's range", file=tensors.path, field="dtype")

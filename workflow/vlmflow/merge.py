@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from transformers import AutoConfig
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, staged_directory, write_manifest
-from vlmflow.lora import LowRank, read_adapter
-from vlmflow.merge_check import check_logits
+from vlmflow.lora import LowRank, Whole, read_adapter
+from vlmflow.merge_check import all_finite, check_logits
 from vlmflow.models.directory import PROJECTOR, PROJECTOR_FILE, copy_side_files
 from vlmflow.provenance import write_provenance
 from vlmflow.training.adapters import dequantise
@@ -27,8 +26,6 @@ from vlmflow.weights.stream import write_tensors
 logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-4
 """Largest error of a merged matrix in float32, relative to its output, that rounding explains (measured: 3e-6)."""
-Update = Callable[[torch.Tensor], torch.Tensor]
-"""From a weight of the base to the merged one."""
 
 
 def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Path) -> None:
@@ -76,7 +73,7 @@ class Merging:
     """What becomes of every tensor of a base, and how well it went."""
 
     def __init__(
-        self, updates: dict[str, LowRank | torch.Tensor], quantised: set[str], options: FinetuneOptions, adapter: Path
+        self, updates: dict[str, LowRank | Whole], quantised: set[str], options: FinetuneOptions, adapter: Path
     ) -> None:
         self._updates, self._quantised, self._options, self._adapter = updates, quantised, options, adapter
         self.changed: set[str] = set()
@@ -112,14 +109,14 @@ class Merging:
             merged = merged.to(weight.dtype)
             if name not in self.changed and not torch.equal(merged, base[rows].to(weight.dtype)):
                 self.changed.add(name)
+            if not all_finite(merged):
+                reason = (
+                    f"the merged {name} has values that are no numbers in {str(weight.dtype).removeprefix('torch.')}"
+                )
+                raise UserError(reason, "train again; a float16 base may be too narrow", file=self._adapter)
             weight[rows] = merged
 
-        if isinstance(update, LowRank):
-            self._check(name, update.merge_rows(base, take))
-        else:
-            take(slice(None), update)
-            if not bool(weight.isfinite().all()):
-                raise UserError(f"{name} has values that are no numbers", "train again", file=self._adapter)
+        self._check(name, update.merge_rows(base, take))
 
     def check_changed(self) -> None:
         """Raise :class:`UserError` if no tensor changed."""
@@ -127,8 +124,6 @@ class Merging:
             raise UserError("merging changed nothing", "the adapter is empty or was never trained", file=self._adapter)
 
     def _check(self, name: str, error: float) -> None:
-        if error != error:
-            raise UserError(f"the adapter of {name} has values that are no numbers", "train again", file=self._adapter)
         if error > _TOLERANCE:
             raise UserError(
                 f"the merged {name} computes something else than base and adapter: {error:.2g} of its output",
@@ -138,11 +133,11 @@ class Merging:
         self.largest_error = max(self.largest_error, error)
 
 
-def _updates(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank | torch.Tensor]:
+def _updates(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank | Whole]:
     """Name of a weight of the base -> what it becomes. Every update must find its weight."""
     projector = Checkpoint(folder / PROJECTOR_FILE)
-    updates: dict[str, LowRank | torch.Tensor] = {
-        disk_name(f"{PROJECTOR}.{name}", network): projector.read(name) for name in projector.kinds
+    updates: dict[str, LowRank | Whole] = {
+        disk_name(f"{PROJECTOR}.{name}", network): Whole(projector, name) for name in projector.kinds
     }
     expected = {name for name in base.kinds if name.startswith(disk_name(f"{PROJECTOR}.", network))}
     if set(updates) != expected:
@@ -151,7 +146,7 @@ def _updates(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank 
     full = folder / FULL_WEIGHTS
     if full.is_file():
         weights = Checkpoint(full)
-        updates |= {disk_name(name, network): weights.read(name) for name in weights.kinds}
+        updates |= {disk_name(name, network): Whole(weights, name) for name in weights.kinds}
     else:
         updates |= {disk_name(f"{module}.weight", network): update for module, update in read_adapter(folder).items()}
     head = disk_name("lm_head.weight", network)

@@ -46,7 +46,7 @@ def check_logits(
     differ. A model that does not fit in memory is not compared, and the figures say so.
     """
     base = Checkpoint(model.parent)
-    obstacle = lack_of_memory(base)
+    obstacle = lack_of_memory(base, _ROOM + quantised)
     if obstacle:
         logger.warning("logits are not compared: %s", obstacle)
         return {"logits_not_compared": obstacle}
@@ -67,7 +67,7 @@ def check_logits(
         )
     stored_logits = fixture_logits(load_directory(directory, dtype=torch.float32), processor)
     stored = compare_logits(unmerged, stored_logits)
-    check_rounding(stored)
+    check_rounding(stored, exact=all(kind.dtype == torch.float32 for kind in base.kinds.values()))
     gap = _gap(model, adapter, options, processor, stored_logits)
     return {
         "logits_merged_against_unmerged": asdict(exact),
@@ -76,16 +76,25 @@ def check_logits(
     }
 
 
-def lack_of_memory(checkpoint: Checkpoint) -> str | None:
-    """Why the logits of a checkpoint cannot be computed here, None if they can."""
+def lack_of_memory(checkpoint: Checkpoint, room: float = _ROOM) -> str | None:
+    """Why the logits of a checkpoint cannot be computed here, None if they can.
+
+    ``room`` is the memory that it takes, in sizes of the model in float32.
+    """
     values = sum(kind.nbytes // kind.dtype.itemsize for kind in checkpoint.kinds.values())
-    needed, free = _ROOM * 4 * values / 1e9, available_memory() / 1e9
+    needed, free = room * 4 * values / 1e9, available_memory() / 1e9
     return f"that needs {needed:.1f} GB of memory, {free:.1f} GB are free" if needed > free else None
 
 
-def check_rounding(difference: LogitsDifference) -> None:
-    """Raise :class:`UserError` if storing the weights changed which tokens are the most likely."""
-    if not difference.argmax_agreement >= _ROUNDED:
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether there is no NaN and no infinity among ``values``, without a copy of them (``isfinite`` makes several)."""
+    return not values.numel() or all(bool(end.isfinite()) for end in values.aminmax())
+
+
+def check_rounding(difference: LogitsDifference, exact: bool = False) -> None:
+    """Raise :class:`UserError` if storing the weights, in float32 if ``exact``, changed what the model says."""
+    same = difference.max_abs <= _TOLERANCE * difference.scale if exact else difference.argmax_agreement >= _ROUNDED
+    if not same:
         raise UserError(
             f"the stored model differs: {difference}", "choose another dtype (bfloat16 keeps float32's range)"
         )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from vlmflow.errors import UserError
+
 _PREFIXES = (
     ("model.language_model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
@@ -34,7 +36,7 @@ def disk_name(name: str, config: Any) -> str:
     for module, disk in _PREFIXES:
         if name.startswith(module):
             return disk + name.removeprefix(module)
-    raise ValueError(f"{name} is in no part of a vision-language model")
+    raise UserError(f"{name} is in no part of a vision-language model", "is it of another kind of model?")
 
 
 def skeleton(config: Any) -> Any:
