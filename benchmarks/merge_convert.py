@@ -150,7 +150,8 @@ def measured(command: list[str], written: Path, cold: Iterable[Path]) -> Cost:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     peak = [0]
     start = time.perf_counter()
-    process = subprocess.Popen(command)
+    passive = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # as vlmflow.cli sets it for every script
+    process = subprocess.Popen(command, env=passive)
     watcher = threading.Thread(target=_watch, args=(process.pid, peak))
     watcher.start()
     _, status, usage = os.wait4(process.pid, 0)

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -39,19 +40,25 @@ def write_tensors(
     """
     kinds = _kinds(tensors, pieces, dtype)
     check_tensors(kinds, expected)
-    with _Shards(kinds, folder, max_shard_bytes) as shards:
+    with _Shards(kinds, folder, max_shard_bytes) as shards, ThreadPoolExecutor(1) as writer:
+        written: Future[None] = writer.submit(lambda: None)
         for piece in pieces:
-            if piece.copies:
-                for source, target in zip(piece.sources, piece.targets, strict=True):
-                    span = span_of(tensors, source) if kinds[target] == tensors.kinds[source] else None
-                    if span is not None:
-                        shards.copy(target, span)
-                    else:
-                        shards.write(target, tensors.read(source))
-            else:
-                for target, value in zip(piece.targets, piece.make(*map(tensors.read, piece.sources)), strict=True):
-                    shards.write(target, value)
+            made = _made(piece, tensors, kinds)
+            written.result()  # one piece is being written while the next is made, no more
+            written = writer.submit(shards.put, made)
+        written.result()
     return kinds
+
+
+def _made(piece: Piece, tensors: Tensors, kinds: Mapping[str, Kind]) -> list[tuple[str, torch.Tensor | Span]]:
+    """Name and values of what a piece makes, or where in a file the values lie if they stay as they are."""
+    if not piece.copies:
+        return list(zip(piece.targets, piece.make(*map(tensors.read, piece.sources)), strict=True))
+    made: list[tuple[str, torch.Tensor | Span]] = []
+    for source, target in zip(piece.sources, piece.targets, strict=True):
+        span = span_of(tensors, source) if kinds[target] == tensors.kinds[source] else None
+        made.append((target, tensors.read(source) if span is None else span))
+    return made
 
 
 def check_tensors(kinds: Mapping[str, Kind], expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -135,20 +142,18 @@ class _Shards:
             self._places[name] = file, offset
             offset += kind.nbytes
 
-    def write(self, name: str, value: torch.Tensor) -> None:
-        """Put the values of a tensor in their place, in the number format that was laid out."""
-        file, offset = self._places[name]
-        value = value.to(self._kinds[name].dtype).contiguous()
-        if value.numel():
-            _write_all(file, memoryview(value.reshape(-1).view(torch.uint8).numpy()), offset)
-        self._left.remove(name)
-
-    def copy(self, name: str, span: Span) -> None:
-        """Copy the values from a file, inside the kernel where it can."""
-        file, offset = self._places[name]
-        with span.file.open("rb") as source:
-            _copy(source.fileno(), span.offset, file, offset, self._kinds[name].nbytes)
-        self._left.remove(name)
+    def put(self, made: Sequence[tuple[str, torch.Tensor | Span]]) -> None:
+        """Put each tensor in its place: values in the number format that was laid out, or bytes of another file."""
+        for name, value in made:
+            file, offset = self._places[name]
+            kind = self._kinds[name]
+            if isinstance(value, Span):
+                with value.file.open("rb") as source:
+                    _copy(source.fileno(), value.offset, file, offset, kind.nbytes)
+            elif value.numel():
+                values = value.to(kind.dtype).contiguous()
+                _write_all(file, memoryview(values.reshape(-1).view(torch.uint8).numpy()), offset)
+            self._left.remove(name)
 
     def __enter__(self) -> _Shards:
         return self
