@@ -1,161 +1,147 @@
-"""Assemble the base model: vision tower + untrained projector + language model -> one complete model directory."""
+"""Make a base model: a complete model directory from separate parts, or from a whole checkpoint in any layout."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CLIPVisionModel,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from vlmflow.convert import internvl, llava
 from vlmflow.errors import UserError
 from vlmflow.files import sha256_file, staged_directory, write_manifest
-from vlmflow.models.dinov2 import load_dinov2_onnx, resize_positions
-from vlmflow.models.directory import LANGUAGE, PROJECTOR, VISION, save_model
-from vlmflow.models.gguf import load_gguf
-from vlmflow.models.template import PLACEHOLDER, chat_template
+from vlmflow.models.directory import PROJECTOR
+from vlmflow.models.llava_directory import (
+    TABLE,
+    add_placeholder,
+    extended,
+    llava_config,
+    padded_rows,
+    prefixed,
+    set_dtype,
+    source_of,
+    write_small_files,
+)
+from vlmflow.models.native import copy_native, is_native
+from vlmflow.models.parts import Language, Tower, config_of, language_part, own_template, vision_part
 from vlmflow.provenance import write_provenance
+from vlmflow.weights.kinds import Joined, Kind, State
+from vlmflow.weights.mapping import Rule, plan
+from vlmflow.weights.skeleton import expected_tensors, skeleton
+from vlmflow.weights.stream import write_tensors
 
-_STATISTICS = {
-    "clip_vision_model": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
-    "dinov2": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-}
+logger = logging.getLogger(__name__)
+_PARTS = ("language", "vision", "checkpoint")
+_HASHED = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja")
 
 
 def build_model(config: dict[str, Any], output: Path) -> None:
     """Write the model directory of a ``models`` node; ``output`` is its manifest.
 
-    ``config``: family, language and vision (paths), template, image_size, feature_layer, dtype, seed.
+    ``config``: family; language and vision, or checkpoint (paths); template, max_tiles, dtype (None: the checkpoint's
+    own); image_size, feature_layer and seed for a model from parts. No model is held in memory as a whole, but for
+    GGUF and ONNX files. Raises :class:`UserError` before a weight is written if parts or files do not fit.
     """
-    if config["family"] != "llava":
-        raise UserError(
-            f"models of family {config['family']} cannot be built by this version", "use a model of family llava"
-        )
-    language_path, vision_path = Path(config["language"]), Path(config["vision"])
-    language, tokenizer = load_language(language_path)
-    vision = load_vision(vision_path, config["image_size"])
-    torch.manual_seed(config["seed"])
-    dtype = getattr(torch, config["dtype"])
-    model = assemble_llava(language, vision, tokenizer, config["feature_layer"]).to(dtype)
-    processor = _processor(vision, tokenizer, chat_template(config["template"]))
+    builders: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {"llava": _llava, "internvl": _internvl}
+    if config["family"] not in builders:
+        raise UserError(f"no model family '{config['family']}'", f"there is {', '.join(builders)}", field="family")
     with staged_directory(output.parent) as directory:
-        save_model(model, processor, directory)
-        inputs = {str(path): _content_hash(path) for path in (language_path, vision_path)}
-        write_provenance(directory, config, inputs)
-        write_manifest(directory, family="llava", template=config["template"])
+        facts = builders[config["family"]](config, directory)
+        logger.info("%s", facts)
+        places = [Path(config[part]) for part in _PARTS if config.get(part)]
+        write_provenance(directory, config, {str(place): _content_hash(place) for place in places}, **facts)
+        write_manifest(directory, family=config["family"], template=facts["template"])
 
 
-def load_language(path: Path) -> tuple[Any, Any]:
-    """Causal language model (float32) and tokenizer, from a GGUF file or a Hugging Face directory."""
-    if path.suffix == ".gguf":
-        return load_gguf(path)
-    kind = _model_type(path)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    except ValueError as error:
-        raise UserError(f"transformers has no language model of type '{kind}'", str(error)[:200], file=path) from None
-    return model, AutoTokenizer.from_pretrained(path, local_files_only=True)
+def _internvl(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    folder = _place(config, "checkpoint")
+    dtype, options = _dtype(config), {"template": config["template"], "max_tiles": config.get("max_tiles")}
+    if is_native(config_of(folder), "internvl"):
+        return copy_native(folder, directory, "internvl", dtype=dtype, **options)
+    return internvl.to_native(folder, directory, dtype=dtype, **options)
 
 
-def load_vision(path: Path, image_size: int | None) -> Any:
-    """Vision tower (float32): a DINOv2 ONNX export, or a directory of a CLIP or DINOv2 vision model."""
-    if path.suffix == ".onnx":
-        tower = load_dinov2_onnx(path)
-    else:
-        kind = _model_type(path)
-        loader = CLIPVisionModel if kind.startswith("clip") else AutoModel
-        tower = loader.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    if tower.config.model_type not in _STATISTICS:
-        raise UserError(f"no vision tower of type '{tower.config.model_type}'", f"there is {', '.join(_STATISTICS)}")
-    patch = tower.config.patch_size
-    if image_size is not None and image_size != tower.config.image_size:
-        if image_size % patch:
-            raise UserError(f"image_size {image_size} is no multiple of the tower's patch size {patch}")
-        if tower.config.model_type != "dinov2":
-            raise UserError("image_size can be changed for DINOv2 towers only", f"use {tower.config.image_size}")
-        resize_positions(tower, image_size)
-    return tower
+def _llava(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    if not config.get("checkpoint"):
+        language = language_part(_place(config, "language"))
+        return _from_parts(language, vision_part(_place(config, "vision"), config["image_size"]), config, directory)
+    folder, dtype = _place(config, "checkpoint"), _dtype(config)
+    if config.get("image_size") is not None:
+        raise UserError("a complete checkpoint keeps the picture size it was trained with", field="image_size")
+    if is_native(config_of(folder), "llava"):
+        return copy_native(folder, directory, "llava", template=config["template"], dtype=dtype)
+    vision = _place(config, "vision") if config.get("vision") else None
+    return llava.to_native(folder, directory, template=config["template"], dtype=dtype, vision=vision)
 
 
-def assemble_llava(language: Any, vision: Any, tokenizer: Any, feature_layer: int) -> Any:
-    """LlavaForConditionalGeneration around trained parts; the projector is new and `<image>` becomes a token.
+def _from_parts(language: Language, tower: Tower, config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Language model and tower around a new projector; the language model's number format is the whole model's."""
+    template = config["template"] or own_template(language.model_type, language.config, language.tokenizer)
+    add_placeholder(language.tokenizer, template)
+    rows, more = language.config.vocab_size, padded_rows(language.tokenizer, language.config.vocab_size)
+    dtype = _dtype(config) or _kind_of_table(language).dtype
+    model = llava_config(language.config, tower.config, language.tokenizer, config["feature_layer"])
+    set_dtype(model, dtype)
+    rules = [
+        *prefixed(extended(language.rules, rows, more, dtype), "language.", "language_model."),
+        *prefixed(tower.rules, "vision.", ""),
+        Rule(("projector.**",), ("multi_modal_projector.**",)),
+    ]
+    projector = _new_projector(model, config["seed"], grown=more > rows)
+    parts = {"language.": language.tensors, "vision.": tower.tensors, "projector.": projector}
+    tensors = Joined(parts)
+    kinds = write_tensors(tensors, plan(rules, tensors.kinds), directory, expected_tensors(model), dtype=dtype)
+    write_small_files(model, language.tokenizer, language.generation, directory)
+    return {"template": template, "tensors": len(kinds), "bytes": sum(kind.nbytes for kind in kinds.values())}
 
-    Its embedding row (never read: picture features take its place) and the rows that pad the vocabulary to a multiple
-    of 64 get the mean of the others, so that none can win as an output.
+
+def _new_projector(model: Any, seed: int, grown: bool) -> State:
+    """The untrained projector (float32); ``grown``: the vocabulary got more rows.
+
+    Before, transformers enlarged the vocabulary tables after seeding, which draws each of them twice. As many numbers
+    are passed over here, so that a seed means the same projector as ever.
     """
-    tokenizer.add_tokens([PLACEHOLDER], special_tokens=True)
-    rows = language.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-        with torch.no_grad():
-            for table in {language.get_input_embeddings().weight, language.get_output_embeddings().weight}:
-                table[rows:] = table[:rows].mean(0)
-    config = LlavaConfig(
-        text_config=language.config,
-        vision_config=vision.config,
-        image_token_index=tokenizer.convert_tokens_to_ids(PLACEHOLDER),
-        vision_feature_layer=feature_layer,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=language.config.tie_word_embeddings,
-    )
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    projector = model.get_submodule(PROJECTOR).to_empty(device="cpu")
+    projector = skeleton(model).get_submodule(PROJECTOR).float().to_empty(device="cpu")
+    torch.manual_seed(seed)
+    if grown:
+        tables = 1 if model.tie_word_embeddings else 2
+        for _ in range(2 * tables * model.text_config.vocab_size):
+            torch.rand(model.text_config.hidden_size)
     for layer in (projector.linear_1, projector.linear_2):
         layer.reset_parameters()
-    parts = {LANGUAGE: language.model, VISION: vision, PROJECTOR: projector}
-    state = {f"{prefix}.{name}": value for prefix, part in parts.items() for name, value in part.state_dict().items()}
-    state["lm_head.weight"] = language.get_output_embeddings().weight
-    model.load_state_dict(state, strict=True, assign=True)
-    model.tie_weights()
-    model.generation_config = language.generation_config
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model
+    return State(projector.state_dict())
 
 
-def _processor(vision: Any, tokenizer: Any, template: str) -> LlavaProcessor:
-    side, patch = vision.config.image_size, vision.config.patch_size
-    mean, std = _STATISTICS[vision.config.model_type]
-    pictures = LlavaImageProcessorPil(
-        do_pad=True,  # to a square, as LLaVA 1.5 trains; nothing of the picture is cut off
-        size={"height": side, "width": side},
-        do_center_crop=False,
-        image_mean=mean,
-        image_std=std,
-    )
-    tokenizer.chat_template = template
-    return LlavaProcessor(
-        image_processor=pictures,
-        tokenizer=tokenizer,
-        patch_size=patch,
-        vision_feature_select_strategy="default",
-        chat_template=template,
-        num_additional_image_tokens=1,  # the class token, which "default" drops again
-    )
+def _kind_of_table(language: Language) -> Kind:
+    """Number format and shape of the embedding table."""
+    name = source_of(language.rules, TABLE)
+    if name not in language.tensors.kinds:
+        raise UserError(f"missing tensor {name}: these are not the weights of a causal language model")
+    return language.tensors.kinds[name]
 
 
-def _model_type(path: Path) -> str:
-    if not (path / "config.json").is_file():
-        raise UserError("no Hugging Face model directory (config.json is missing)", file=path)
-    return str(AutoConfig.from_pretrained(path, local_files_only=True).model_type)
+def _dtype(config: dict[str, Any]) -> torch.dtype | None:
+    dtype: torch.dtype | None = config["dtype"] and getattr(torch, config["dtype"])
+    return dtype
+
+
+def _place(config: dict[str, Any], part: str) -> Path:
+    """The folder or file of a part that must be there."""
+    if not config.get(part):
+        lacking = f"a model of family {config['family']} needs `{part}`"
+        raise UserError(f"missing part: {lacking}", "give its path or source", field=part)
+    place = Path(config[part])
+    if not place.exists():
+        raise UserError(f"missing part: the {part} is not there", file=place, field=part)
+    return place
 
 
 def _content_hash(path: Path) -> str:
-    """SHA-256 of a file, or of the weights and configuration of a directory."""
+    """SHA-256 of a file, or of the weights, configuration and tokenizer of a directory."""
     if path.is_file():
         return sha256_file(path)
-    files = sorted(file for pattern in ("*.safetensors", "*.json") for file in path.glob(pattern))
+    files = sorted(file for pattern in _HASHED for file in path.glob(pattern))
     return hashlib.sha256("".join(sha256_file(file) for file in files).encode()).hexdigest()
