@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,10 @@ from vlmflow.convert.internvl_config import (
 )
 from vlmflow.convert.internvl_files import write_generation_config, write_processor, write_text_config
 from vlmflow.convert.internvl_template import own_template
+from vlmflow.convert.layout import OFFICIAL, copy_files, facts_of, made_shapes, main_dtype, naming, official_source
 from vlmflow.convert.tokenizer import check_rows, load_tokenizer
 from vlmflow.errors import UserError
-from vlmflow.files import MANIFEST, read_json, write_json
+from vlmflow.files import read_json, write_json
 from vlmflow.models.template import chat_template, check_template
 from vlmflow.models.template_tokenizer import fit_tokenizer
 from vlmflow.weights.checkpoint import Checkpoint
@@ -33,11 +32,7 @@ from vlmflow.weights.mapping import Operation, Rule, inverse, plan
 from vlmflow.weights.skeleton import expected_tensors
 from vlmflow.weights.stream import MAX_SHARD_BYTES, write_tensors
 
-OFFICIAL = "official"
-"""Folder in a model directory that keeps the files, other than weights, which the official one came with."""
 HEAD = "language_model.lm_head.weight"
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
-_OURS = {MANIFEST, "provenance.json"}
 _TOKENS = {
     "start_image_token": "<img>",
     "end_image_token": "</img>",
@@ -113,14 +108,14 @@ def to_native(
     check_rows(tokenizer, official["llm_config"]["vocab_size"], list(_TOKENS.values())[:3], folder)
     tokenizer.chat_template = chat_template(template, "internvl")
     fit_tokenizer(tokenizer)
-    with _naming(folder):
+    with naming(folder):
         check_template(tokenizer)
     config = native_config(official, tokenizer.convert_tokens_to_ids(_TOKENS["context_image_token"]))
     tensors = _official_tensors(folder, official, dtype)
     pieces = plan(internvl_rules(official), tensors.kinds, folder)
     if any(HEAD in piece.targets for piece in pieces):  # stored apart, so it counts whatever the configuration says
         _untie(config)
-    with _naming(folder):
+    with naming(folder):
         kinds = write_tensors(
             tensors, pieces, output, expected_tensors(config), dtype=dtype, max_shard_bytes=max_shard_bytes
         )
@@ -130,9 +125,9 @@ def to_native(
     tokenizer.save_pretrained(output)
     tiles = write_processor(official, max_tiles, output)
     write_generation_config(folder, config, tokenizer, output)
-    _copy_files(folder, output / OFFICIAL)
+    copy_files(folder, output / OFFICIAL)
     dequantised = len(tensors.quantised) if isinstance(tensors, Int8) else 0
-    return {**_facts(kinds), "template": template, "max_tiles": tiles, "dequantised": dequantised}
+    return {**facts_of(kinds), "template": template, "max_tiles": tiles, "dequantised": dequantised}
 
 
 def to_official(
@@ -149,13 +144,7 @@ def to_official(
     in ``folder``/official; they are copied, never made or run. A checkpoint that was in 8 bits comes back in the model
     directory's number format, without ``quantization_config``.
     """
-    source = official_files or folder / OFFICIAL
-    if not (source / "config.json").is_file():
-        raise UserError(
-            "missing files: the official ones (config.json, *.py, tokenizer) are not kept in this model",
-            "name the official directory that the model was made from",
-            file=source,
-        )
+    source = official_source(folder, official_files)
     official = _official_config(source)
     family = read_json(folder / "config.json").get("model_type")
     if family != InternVLConfig.model_type:
@@ -167,41 +156,27 @@ def to_official(
     _check_same(native, config, folder)
     tensors = Checkpoint(folder)
     rules = inverse(internvl_rules(official))
-    shapes = {name: Kind(torch.float32, shape) for name, shape in expected_tensors(config).items()}
+    like = {name: Kind(torch.float32, shape) for name, shape in expected_tensors(config).items()}
+    shapes = made_shapes(plan(rules, like), like)
     pieces = plan(rules, tensors.kinds, folder)
-    with _naming(folder):
-        kinds = write_tensors(
-            tensors, pieces, output, _made_shapes(rules, shapes), dtype=dtype, max_shard_bytes=max_shard_bytes
-        )
-    _copy_files(source, output)
-    removed = official.pop("quantization_config", None) is not None
-    if removed or dtype not in (None, official_dtype(official)):
-        stored = official_dtype(official) if dtype is None else dtype
+    with naming(folder):
+        kinds = write_tensors(tensors, pieces, output, shapes, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    copy_files(source, output)
+    removed, stored = official.pop("quantization_config", None) is not None, main_dtype(kinds)
+    if removed or stored != official_dtype(official):
         for part in (official, official["llm_config"], official["vision_config"]):
             part["torch_dtype"] = str(stored).removeprefix("torch.")
         official["llm_config"].pop("quantization_config", None)
         write_json(output / "config.json", official)
-    return {**_facts(kinds), "quantization_removed": removed}
+    return {**facts_of(kinds), "quantization_removed": removed}
 
 
 def _official_config(folder: Path) -> dict[str, Any]:
     """The content of an official config.json that transformers' InternVL can compute."""
     official: dict[str, Any] = read_json(folder / "config.json")
-    with _naming(folder / "config.json"):
+    with naming(folder / "config.json"):
         native_config(official)
     return official
-
-
-@contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Errors that name no file get this one."""
-    try:
-        yield
-    except UserError as error:
-        known = error.problem
-        if known.file is not None:
-            raise
-        raise UserError(known.reason, known.advice, file=file, record=known.record, field=known.field) from None
 
 
 def _official_tensors(folder: Path, official: Mapping[str, Any], dtype: torch.dtype | None) -> Tensors:
@@ -218,15 +193,6 @@ def _official_tensors(folder: Path, official: Mapping[str, Any], dtype: torch.dt
             field="quantization_config",
         )
     return Int8(checkpoint, dtype or official_dtype(official), folder)
-
-
-def _made_shapes(rules: list[Rule], kinds: Mapping[str, Kind]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what the rules make of tensors like these."""
-    shapes = {}
-    for piece in plan(rules, kinds):
-        made = piece.make(*(torch.empty(kinds[name].shape, device="meta") for name in piece.sources))
-        shapes.update({name: tuple(value.shape) for name, value in zip(piece.targets, made, strict=True)})
-    return shapes
 
 
 def _check_same(native: InternVLConfig, config: InternVLConfig, folder: Path) -> None:
@@ -246,22 +212,3 @@ def _check_same(native: InternVLConfig, config: InternVLConfig, folder: Path) ->
 
 def _untie(config: InternVLConfig) -> None:
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a directory that are neither weights nor ours, unchanged."""
-    target.mkdir(exist_ok=True)
-    for file in sorted(source.iterdir()):
-        weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not weights and not file.name.startswith(".") and file.name not in _OURS:
-            shutil.copyfile(file, target / file.name)
-
-
-def _facts(kinds: Mapping[str, Kind]) -> dict[str, Any]:
-    """What was written, in numbers."""
-    sizes: dict[str, int] = {}
-    for kind in kinds.values():
-        name = str(kind.dtype).removeprefix("torch.")
-        sizes[name] = sizes.get(name, 0) + kind.nbytes
-    parameters = sum(kind.nbytes // kind.dtype.itemsize for kind in kinds.values())
-    return {"tensors": len(kinds), "parameters": parameters, "bytes": sum(sizes.values()), "dtypes": sizes}

@@ -7,18 +7,17 @@ multimodal_projector/builder.py.
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from vlmflow.convert.internvl import OFFICIAL
+from vlmflow.convert.layout import OFFICIAL, RECORD, copy_files, facts_of, made_shapes, main_dtype, official_source
 from vlmflow.convert.tokenizer import load_tokenizer
 from vlmflow.errors import UserError
-from vlmflow.files import MANIFEST, read_json, write_json
+from vlmflow.files import read_json, write_json
 from vlmflow.models.llava_directory import (
     HEAD,
     TABLE,
@@ -34,12 +33,10 @@ from vlmflow.models.parts import Chosen, config_of, generation_of, vision_config
 from vlmflow.models.published import published
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.kinds import Joined, Kind, Tensors
-from vlmflow.weights.mapping import Piece, Rule, inverse, plan
+from vlmflow.weights.mapping import Rule, inverse, plan
 from vlmflow.weights.skeleton import expected_tensors
 from vlmflow.weights.stream import MAX_SHARD_BYTES, check_tensors, write_tensors
 
-RECORD = "vlmflow.json"
-"""File beside the official ones: whether the checkpoint held the vision tower, and the hash of that tower."""
 _TOWER = "model.vision_tower.vision_tower."
 _NATIVE_TOWER = "vision_tower."
 _STRATEGIES = {"patch": "default", "cls_patch": "full"}
@@ -54,8 +51,6 @@ _LLAMA_KEYS = (
     "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
     "attention_bias", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
-_OURS = {MANIFEST, "provenance.json", RECORD}
 _NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _NOT_COMPUTED = ("vocab_size", "initializer_range", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id")
 _PUBLISHED = "llava-vicuna-7b-v1.5"
@@ -117,9 +112,9 @@ def to_native(
     )
     set_dtype(config, dtype or stored.kinds[TABLE].dtype)
     write_small_files(config, tokenizer, generation_of(folder), output)
-    _copy_files(folder, output / OFFICIAL)
+    copy_files(folder, output / OFFICIAL)
     write_json(output / OFFICIAL / RECORD, {"tower": inside, "tower_sha256": _tower_hash(output)})
-    return {**_facts(kinds), "template": template, "tower_in_checkpoint": inside, "rows_added": more - rows}
+    return {**facts_of(kinds), "template": template, "tower_in_checkpoint": inside, "rows_added": more - rows}
 
 
 def to_official(
@@ -137,13 +132,7 @@ def to_official(
     the configuration names where the official checkpoint left it too and nothing has changed it since; otherwise it is
     written, and ``unfreeze_mm_vision_tower`` makes LLaVA's own code load it.
     """
-    source = official_files or folder / OFFICIAL
-    if not (source / "config.json").is_file():
-        raise UserError(
-            "missing files: the official ones (config.json, tokenizer) are not kept in this model",
-            "name the official directory that the model was made from",
-            file=source,
-        )
+    source = official_source(folder, official_files)
     official = _official_config(source)
     native = _native_config(folder)
     _check_same(native, official, folder)
@@ -154,17 +143,18 @@ def to_official(
     check_tensors(stored.kinds, expected_tensors(native))
     tensors = stored if inside else Chosen(stored, lambda name: not name.startswith(_NATIVE_TOWER))
     pieces = plan(inverse(llava_rules(rows, more)), tensors.kinds, folder)
-    kinds = write_tensors(tensors, pieces, output, _made_shapes(pieces, tensors.kinds), dtype=dtype,
+    kinds = write_tensors(tensors, pieces, output, made_shapes(pieces, tensors.kinds), dtype=dtype,
                           max_shard_bytes=max_shard_bytes)  # fmt: skip
-    _copy_files(source, output)
+    copy_files(source, output)
     changes: dict[str, Any] = {}
     if inside and not official.get("unfreeze_mm_vision_tower"):
         changes["unfreeze_mm_vision_tower"] = True
-    if dtype is not None:
-        changes["torch_dtype"] = str(dtype).removeprefix("torch.")
+    dtype_name = str(main_dtype(kinds)).removeprefix("torch.")
+    if dtype_name != official.get("torch_dtype", dtype_name):
+        changes["torch_dtype"] = dtype_name
     if {**official, **changes} != official:
         write_json(output / "config.json", {**official, **changes})
-    return {**_facts(kinds), "tower_in_checkpoint": inside, "rows_dropped": more - rows}
+    return {**facts_of(kinds), "tower_in_checkpoint": inside, "rows_dropped": more - rows}
 
 
 def _official_config(folder: Path) -> dict[str, Any]:
@@ -265,26 +255,3 @@ def _tower_hash(folder: Path) -> str:
         digest.update(f"{name} {kind.dtype} {kind.shape}".encode())
         digest.update(memoryview(checkpoint.read(name).reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
-
-
-def _made_shapes(pieces: Sequence[Piece], kinds: Mapping[str, Kind]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of what the pieces make."""
-    shapes = {}
-    for piece in pieces:
-        made = piece.make(*(torch.empty(kinds[name].shape, device="meta") for name in piece.sources))
-        shapes.update({name: tuple(value.shape) for name, value in zip(piece.targets, made, strict=True)})
-    return shapes
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a directory that are neither weights nor ours, unchanged."""
-    target.mkdir(exist_ok=True)
-    for file in sorted(source.iterdir()):
-        weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not weights and not file.name.startswith(".") and file.name not in _OURS:
-            shutil.copyfile(file, target / file.name)
-
-
-def _facts(kinds: Mapping[str, Kind]) -> dict[str, Any]:
-    parameters = sum(kind.nbytes // kind.dtype.itemsize for kind in kinds.values())
-    return {"tensors": len(kinds), "parameters": parameters, "bytes": sum(kind.nbytes for kind in kinds.values())}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from transformers import AutoConfig
 
+from vlmflow.convert.layout import naming
 from vlmflow.convert.xtuner_names import LORA, is_adapter, xtuner_rules
 from vlmflow.convert.xtuner_read import Renamed, content_hash, read_xtuner
 from vlmflow.errors import UserError
@@ -43,7 +43,7 @@ def import_adapter(config: FinetuneOptions, checkpoint: Path, model: Path, outpu
     """
     base = read_manifest(model)["hash"]
     tensors = read_xtuner(checkpoint, config.lora)
-    with _naming(checkpoint):
+    with naming(checkpoint):
         parts = _Parts(AutoConfig.from_pretrained(model.parent, local_files_only=True), tensors)
         parts.check(config)
         with staged_directory(output.parent) as directory:
@@ -210,15 +210,3 @@ def _write(tensors: Tensors, pieces: Sequence[Piece], expected: Mapping[str, tup
 
 def _targets(pieces: Sequence[Piece]) -> list[str]:
     return [target for piece in pieces for target in piece.targets]
-
-
-@contextmanager
-def _naming(file: Path) -> Iterator[None]:
-    """Errors that name no file get this one."""
-    try:
-        yield
-    except UserError as error:
-        known = error.problem
-        if known.file is not None:
-            raise
-        raise UserError(known.reason, known.advice, file=file, record=known.record, field=known.field) from None

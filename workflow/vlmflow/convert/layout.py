@@ -1,0 +1,90 @@
+"""What conversions between layouts share: files beside the weights, shapes of a result, figures for provenance."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmflow.errors import UserError
+from vlmflow.files import MANIFEST
+from vlmflow.weights.kinds import Kind
+from vlmflow.weights.mapping import Piece
+
+OFFICIAL = "official"
+"""Folder in a model directory that keeps the files, other than weights, which the official one came with."""
+RECORD = "vlmflow.json"
+"""File beside the official ones that holds what a conversion must know to be undone."""
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
+_OURS = {MANIFEST, "provenance.json", RECORD}
+
+
+def official_source(folder: Path, given: Path | None) -> Path:
+    """Where the official files of the model directory ``folder`` are: in ``given``, or kept in the directory itself."""
+    source = given or folder / OFFICIAL
+    if not (source / "config.json").is_file():
+        raise UserError(
+            "missing files: the official ones (config.json, *.py, tokenizer) are not kept in this model",
+            "name the official directory that the model was made from",
+            file=source,
+        )
+    return source
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the files of a directory that are neither weights nor ours, unchanged."""
+    target.mkdir(exist_ok=True)
+    for file in sorted(source.iterdir()):
+        weights = file.suffix in _WEIGHT_SUFFIXES or file.name.endswith(".index.json")
+        if file.is_file() and not weights and not file.name.startswith(".") and file.name not in _OURS:
+            shutil.copyfile(file, target / file.name)
+
+
+@contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Errors that name no file get this one."""
+    try:
+        yield
+    except UserError as error:
+        known = error.problem
+        if known.file is not None:
+            raise
+        raise UserError(known.reason, known.advice, file=file, record=known.record, field=known.field) from None
+
+
+def made_shapes(pieces: Sequence[Piece], kinds: Mapping[str, Kind]) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what the pieces make of tensors like these."""
+    shapes = {}
+    for piece in pieces:
+        made = piece.make(*(torch.empty(kinds[name].shape, device="meta") for name in piece.sources))
+        shapes.update({name: tuple(value.shape) for name, value in zip(piece.targets, made, strict=True)})
+    return shapes
+
+
+def main_dtype(kinds: Mapping[str, Kind]) -> torch.dtype:
+    """The number format that most of the bytes are in."""
+    sizes = _sizes(kinds)
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def facts_of(kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """What was written, in numbers."""
+    sizes = _sizes(kinds)
+    return {
+        "tensors": len(kinds),
+        "parameters": sum(kind.nbytes // kind.dtype.itemsize for kind in kinds.values()),
+        "bytes": sum(sizes.values()),
+        "dtypes": {str(dtype).removeprefix("torch."): size for dtype, size in sizes.items()},
+    }
+
+
+def _sizes(kinds: Mapping[str, Kind]) -> dict[torch.dtype, int]:
+    """Number format -> bytes."""
+    sizes: dict[torch.dtype, int] = {}
+    for kind in kinds.values():
+        sizes[kind.dtype] = sizes.get(kind.dtype, 0) + kind.nbytes
+    return sizes
