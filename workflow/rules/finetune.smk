@@ -1,6 +1,4 @@
 rule train_adapter:
-    wildcard_constraints:
-        name=one_of(plan.trained()),
     input:
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
         projector=lambda w: plan.projector(w.name),
@@ -13,6 +11,8 @@ rule train_adapter:
         f"{RESULTS}/logs/train_adapter/{{name}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_adapter/{{name}}.tsv"
+    wildcard_constraints:
+        name=one_of(plan.trained()),
     conda:
         "../../envs/train.yaml"
     threads: lambda w: plan.resource("finetunes", w.name, "cpus")
@@ -35,8 +35,6 @@ rule train_adapter:
 
 
 rule import_adapter:
-    wildcard_constraints:
-        name=one_of(plan.imported()),
     input:
         lambda w: plan.import_inputs(w.name),
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
@@ -46,6 +44,8 @@ rule import_adapter:
         f"{RESULTS}/logs/import_adapter/{{name}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/import_adapter/{{name}}.tsv"
+    wildcard_constraints:
+        name=one_of(plan.imported()),
     conda:
         "../../envs/train.yaml"
     threads: 2
