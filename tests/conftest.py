@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from llava_parts import make_language, make_vision
 from vlmflow.data.records import Image, Record, Turn, write_records
 from vlmflow.files import sha256_file, write_manifest
 from vlmflow.models.build import build_model
@@ -123,6 +124,18 @@ def make_tokens(model: Path, data: list[Path], folder: Path, **changed: Any) -> 
 def tiny_tokens(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Manifest of the counted tokens of the small data set for the random model."""
     return make_tokens(tiny_model, [tiny_data], tmp_path_factory.mktemp("tokens") / "colours")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small random CLIP."""
+    return make_vision(tmp_path_factory.mktemp("vision") / "clip", "clip")
+
+
+@pytest.fixture(scope="session")
+def vicuna(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small random Llama with a Vicuna-like tokenizer."""
+    return make_language(tmp_path_factory.mktemp("language") / "vicuna", "llama")
 
 
 @pytest.fixture
