@@ -21,10 +21,10 @@ LINEARS: dict[str, tuple[str, ...]] = {
     "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
     "clip_vision_model": _CLIP,
     "siglip_vision_model": _CLIP,
-    "dinov2": ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"),
+    "dinov2": ("q_proj", "k_proj", "v_proj", "o_proj", "query", "key", "value", "dense", "fc1", "fc2"),
     "internvl_vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
 }
-"""Kind of network (``model_type``) -> names of its linear layers."""
+"""Kind of network (``model_type``) -> names of its linear layers, in all releases of transformers that are in use."""
 _BLOCKS = {LANGUAGE: r"layers\.\d+", VISION: r"(?:vision_model\.)?encoder\.layers?\.\d+"}
 
 

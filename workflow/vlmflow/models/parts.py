@@ -22,6 +22,7 @@ from vlmflow.models.template import template_names
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.kinds import Span, State, Tensors, span_of
 from vlmflow.weights.mapping import Operation, Rule
+from vlmflow.weights.skeleton import DINOV2_NAMES
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")
 _NESTED = ("clip_vision_model", "siglip_vision_model")
@@ -29,13 +30,6 @@ _OTHER_HALF = ("text_model.", "text_projection", "visual_projection", "logit_sca
 """Tensors of CLIP and SigLIP that see no picture."""
 _BUFFERS = ("position_ids", "rotary_emb.inv_freq")
 """Constants that old releases stored."""
-_DINOV2 = {
-    "attention.attention.query": "attention.q_proj",
-    "attention.attention.key": "attention.k_proj",
-    "attention.attention.value": "attention.v_proj",
-    "attention.output.dense": "attention.o_proj",
-}
-"""Published name in a layer -> transformers' module."""
 _POSITIONS = "embeddings.position_embeddings"
 _VICUNA_WORDS = 32_000
 _SAME = Rule(("**",), ("**",))
@@ -145,8 +139,8 @@ def tower_rules(config: Any) -> list[Rule]:
         target = "vision_tower.vision_model.**"
         return [Rule(("vision_model.**",), (target,)), Rule(("**",), (target,))]
     layers = [
-        Rule((f"encoder.layer.*.{old}.{kind}",), (f"vision_tower.encoder.layer.*.{new}.{kind}",))
-        for old, new in _DINOV2.items()
+        Rule((f"encoder.layer.*.{module}.{kind}",), (f"vision_tower.encoder.layer.*.{published}.{kind}",))
+        for module, published in DINOV2_NAMES.items()
         for kind in ("weight", "bias")
     ]
     return [*layers, Rule(("**",), ("vision_tower.**",))]

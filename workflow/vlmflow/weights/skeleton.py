@@ -21,6 +21,14 @@ _INNER = "vision_model."
 _NESTED = ("clip_vision_model", "siglip_vision_model")
 """Towers whose tensors are published below ``vision_tower.vision_model``: LMDeploy finds them nowhere else."""
 
+DINOV2_NAMES = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+}
+"""Module in a layer of DINOv2 in recent releases of transformers -> its published name, which all releases load."""
+
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
@@ -31,8 +39,10 @@ def disk_name(name: str, config: Any) -> str:
     spellings give the same name here.
     """
     if name.startswith(_VISION):
-        nested = config.vision_config.model_type in _NESTED
-        return "vision_tower." + _INNER * nested + name.removeprefix(_VISION).removeprefix(_INNER)
+        inner, tower = name.removeprefix(_VISION).removeprefix(_INNER), config.vision_config.model_type
+        for module, published in DINOV2_NAMES.items() if tower == "dinov2" else ():
+            inner = inner.replace(f".{module}.", f".{published}.")
+        return "vision_tower." + _INNER * (tower in _NESTED) + inner
     for module, disk in _PREFIXES:
         if name.startswith(module):
             return disk + name.removeprefix(module)
