@@ -29,8 +29,9 @@ from vlmflow.models.llava_directory import (
     set_dtype,
     write_small_files,
 )
-from vlmflow.models.parts import Chosen, config_of, generation_of, vision_config, vision_part, without_buffers
+from vlmflow.models.parts import Chosen, config_of, generation_of, without_buffers
 from vlmflow.models.published import published
+from vlmflow.models.tower import vision_config, vision_part
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.kinds import Joined, Kind, Tensors
 from vlmflow.weights.mapping import Rule, inverse, plan

@@ -14,6 +14,7 @@ from vlmflow.convert import internvl, llava
 from vlmflow.errors import UserError
 from vlmflow.files import sha256_file, staged_directory, write_manifest
 from vlmflow.models.directory import PROJECTOR
+from vlmflow.models.language import Language, language_part, own_template
 from vlmflow.models.llava_directory import (
     TABLE,
     add_placeholder,
@@ -26,7 +27,8 @@ from vlmflow.models.llava_directory import (
     write_small_files,
 )
 from vlmflow.models.native import copy_native, is_native
-from vlmflow.models.parts import Language, Tower, config_of, language_part, own_template, vision_part
+from vlmflow.models.parts import config_of
+from vlmflow.models.tower import Tower, vision_part
 from vlmflow.provenance import write_provenance
 from vlmflow.weights.kinds import Joined, Kind, State
 from vlmflow.weights.mapping import Rule, plan

@@ -14,8 +14,9 @@ from vlmflow.convert.tokenizer import load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.files import MANIFEST, read_json, write_json
 from vlmflow.models.directory import copy_side_files
+from vlmflow.models.language import own_template
 from vlmflow.models.llava_directory import write_config, write_generation_config
-from vlmflow.models.parts import cleaned, generation_of, local_config, own_template, without_buffers
+from vlmflow.models.parts import cleaned, generation_of, local_config, without_buffers
 from vlmflow.models.template import PLACEHOLDER, chat_template, check_template, template_names
 from vlmflow.models.template_tokenizer import fit_tokenizer
 from vlmflow.weights.checkpoint import Checkpoint

@@ -1,0 +1,92 @@
+"""The vision tower that a LLaVA is assembled from, unread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from transformers import Dinov2Config, Dinov2Model
+
+from vlmflow.errors import UserError
+from vlmflow.models.dinov2 import load_dinov2_onnx, resize_positions
+from vlmflow.models.parts import Chosen, cleaned, config_of, local_config, without_buffers
+from vlmflow.weights.checkpoint import Checkpoint
+from vlmflow.weights.kinds import State, Tensors
+from vlmflow.weights.mapping import Operation, Rule
+from vlmflow.weights.skeleton import DINOV2_NAMES
+
+TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")
+_NESTED = ("clip_vision_model", "siglip_vision_model")
+_OTHER_HALF = ("text_model.", "text_projection", "visual_projection", "logit_scale", "logit_bias")
+"""Tensors of CLIP and SigLIP that see no picture."""
+_POSITIONS = "embeddings.position_embeddings"
+
+
+class Tower(NamedTuple):
+    """A vision tower."""
+
+    config: Any
+    tensors: Tensors
+    rules: list[Rule]
+    """From its tensors to those in a model directory (``vision_tower.``)."""
+
+
+def vision_part(path: Path, image_size: int | None) -> Tower:
+    """The tower of a DINOv2 ONNX export (held in memory), or of a CLIP, SigLIP or DINOv2 folder."""
+    if path.suffix == ".onnx":
+        model = load_dinov2_onnx(path)
+        config, tensors = model.config, State(model.state_dict())
+        return Tower(config, tensors, [*_resized(config, image_size), *tower_rules(config)])
+    config = vision_config(path)
+    stored = without_buffers(Checkpoint(path))
+    seeing = Chosen(stored, lambda name: not name.startswith(_OTHER_HALF))
+    return Tower(config, seeing, [*_resized(config, image_size), *tower_rules(config)])
+
+
+def vision_config(path: Path) -> Any:
+    """The configuration of the vision half of a folder; :class:`UserError` for a tower that is not known."""
+    config_of(path)
+    config = local_config(path)
+    config = getattr(config, "vision_config", config)
+    if config.model_type not in TOWERS:
+        raise UserError(f"no vision tower of type '{config.model_type}'", f"there is {', '.join(TOWERS)}", file=path)
+    return cleaned(config)
+
+
+def tower_rules(config: Any) -> list[Rule]:
+    """From the names in a tower's own folder to those in a model directory."""
+    if config.model_type in _NESTED:
+        target = "vision_tower.vision_model.**"
+        return [Rule(("vision_model.**",), (target,)), Rule(("**",), (target,))]
+    layers = [
+        Rule((f"encoder.layer.*.{module}.{kind}",), (f"vision_tower.encoder.layer.*.{published}.{kind}",))
+        for module, published in DINOV2_NAMES.items()
+        for kind in ("weight", "bias")
+    ]
+    return [*layers, Rule(("**",), ("vision_tower.**",))]
+
+
+def _resized(config: Any, image_size: int | None) -> list[Rule]:
+    """The rule that interpolates the position embedding to another side, which ``config`` then has."""
+    if image_size is None or image_size == config.image_size:
+        return []
+    if image_size % config.patch_size:
+        raise UserError(f"image_size {image_size} is no multiple of the tower's patch size {config.patch_size}")
+    if config.model_type != "dinov2":
+        raise UserError("image_size can be changed for DINOv2 towers only", f"use {config.image_size}")
+    kept = {key: getattr(config, key) for key in ("hidden_size", "num_channels", "patch_size", "image_size")}
+    embeddings = Dinov2Model(Dinov2Config(**kept, num_hidden_layers=0)).embeddings
+    config.image_size = image_size
+    patches = (image_size // config.patch_size) ** 2
+
+    def resize(table: torch.Tensor) -> tuple[torch.Tensor]:
+        if table.is_meta:
+            return (torch.empty(1, 1 + patches, table.shape[-1], dtype=table.dtype, device="meta"),)
+        embeddings.position_embeddings = torch.nn.Parameter(table.float())
+        made = SimpleNamespace(embeddings=embeddings, config=SimpleNamespace(hidden_size=table.shape[-1]))
+        resize_positions(made, image_size)
+        return (embeddings.position_embeddings.detach().to(table.dtype),)
+
+    return [Rule((_POSITIONS,), (f"vision_tower.{_POSITIONS}",), Operation(resize, resize))]
