@@ -18,7 +18,7 @@ from vlmflow.training.options import Execution, FinetuneOptions
 
 _TINY = Path(__file__).resolve().parents[1] / "data" / "tiny"
 _NODE = {"template": None, "max_tiles": None, "image_size": None, "feature_layer": -2, "dtype": "float32", "seed": 0}
-_LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "vision_rank": 0, "vision_alpha": 16}
+_LORA = {"rank": 16, "alpha": 32, "dropout": 0.0, "variant": "lora", "vision_rank": 0, "vision_alpha": 16}
 _EXECUTION = Execution(
     micro_batch_size=32,
     gradient_checkpointing=False,

@@ -55,6 +55,18 @@ def test_merged_computes_what_the_adapter_did(
         assert gap["max_abs"] > 1e-3 * gap["scale"]  # the known price of merging over the original base
 
 
+@pytest.mark.parametrize("variant", ["rslora", "dora"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_variants_are_trained_and_merged(
+    tiny_model: Path, finetuned: Callable[..., Path], tmp_path: Path, method: str, variant: str
+) -> None:
+    adapter, merged = finetuned(method, lora={"variant": variant}), tmp_path / "merged" / "manifest.json"
+    names = load_file(adapter.parent / "adapter_model.safetensors")
+    assert any("magnitude" in name for name in names) == (variant == "dora")
+    merge_adapter(QUANTIZED, tiny_model, adapter, merged)
+    assert read_json(merged.parent / "provenance.json")["logits_merged_against_unmerged"]["max_abs"] < 1e-4
+
+
 def test_only_trained_tensors_change(tiny_model: Path, finetuned: Callable[..., Path], tmp_path: Path) -> None:
     merge_adapter(ORIGINAL, tiny_model, finetuned("lora"), tmp_path / "merged" / "manifest.json")
     before = load_model(tiny_model).state_dict()

@@ -56,3 +56,27 @@ def test_an_unknown_name_is_told_the_nearest() -> None:
 def test_family_or_published() -> None:
     with pytest.raises(UserError, match=r"models\.mine: give one of published, family"):
         resolve(config(checkpoint={"path": "x"}))
+
+
+@pytest.mark.parametrize(
+    ("finetune", "message"),
+    [
+        ({"xtuner": {"path": "a.pth"}, "lora": {"variant": "dora"}}, r"qlora\.lora\.variant: XTuner trains plain LoRA"),
+        ({"convert": {"official": True}}, r"qlora\.convert\.official: the model 'mine' is assembled here"),
+        ({"xtuner": {"source": "nowhere"}}, r"qlora\.xtuner\.source: no 'nowhere' in sources"),
+    ],
+)
+def test_what_a_finetune_cannot_ask_for(finetune: dict[str, Any], message: str) -> None:
+    node = config(published="llava-internlm2-chat-1.8b")
+    node["finetunes"]["qlora"] |= finetune
+    with pytest.raises(UserError, match=message):
+        resolve(node)
+
+
+def test_official_output_and_imports_are_planned() -> None:
+    node = config(published="internvl2-2b")
+    node["finetunes"]["qlora"] |= {"xtuner": {"path": "iter_1.pth"}, "convert": {"official": True}}
+    plan = Plan(node)
+    assert (plan.trained(), plan.imported(), plan.officials()) == ([], ["qlora"], ["qlora"])
+    assert "xtuner" not in json.loads(plan.finetune_params("qlora"))
+    assert "official" not in json.loads(plan.convert_params("qlora"))

@@ -25,7 +25,7 @@ from vlmflow.training.pretrain import train_projector
 from vlmflow.training.samples import Samples, collate
 
 Options = Callable[..., dict[str, Any]]
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "vision_rank": 0, "vision_alpha": 16}
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "variant": "lora", "vision_rank": 0, "vision_alpha": 16}
 NF4 = {"type": "nf4", "double": True}
 SCHEDULE = {"epochs": 1, "batch_size": 4, "seed": 0}
 

@@ -27,7 +27,7 @@ from vlmflow.weights.checkpoint import Checkpoint
 
 Options = Callable[..., dict[str, Any]]
 INTERNVL = [name for name in published_names() if published(name).family == "internvl"]
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "vision_rank": 2, "vision_alpha": 4}
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "variant": "lora", "vision_rank": 2, "vision_alpha": 4}
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

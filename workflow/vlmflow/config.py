@@ -153,6 +153,8 @@ def _contradictions(config: Config) -> Iterator[str]:
         model = _model_of(config, name)
         if node["convert"]["official"] and "checkpoint" not in config["models"][model]:
             yield f"finetunes.{name}.convert.official: the model '{model}' is assembled here and has no official layout"
+        if "xtuner" in node and node["lora"]["variant"] != "lora":
+            yield f"finetunes.{name}.lora.variant: XTuner trains plain LoRA"
         mix = node["datasets"] if isinstance(node["datasets"], dict) else {}
         for dataset in (dataset for dataset, weight in mix.items() if not math.isfinite(weight)):
             yield f"finetunes.{name}.datasets.{dataset}: {mix[dataset]} is no weight"

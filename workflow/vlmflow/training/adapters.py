@@ -67,6 +67,8 @@ def lora_config(lora: dict[str, Any], network: Any) -> LoraConfig:
         target_modules="|".join(targets),
         rank_pattern=ranks,
         alpha_pattern=alphas,
+        use_rslora=lora["variant"] == "rslora",
+        use_dora=lora["variant"] == "dora",
     )
 
 
