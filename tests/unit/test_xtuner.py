@@ -178,9 +178,7 @@ def check_exact(model: Path, adapter: Path, family: str, updates: State, project
         ("internvl", "phi3", PHI3),
     ],
 )
-def test_every_family_exactly(
-    tmp_path: Path, family: str, text: str, names: dict[str, tuple[int, int]],
-) -> None:  # fmt: skip
+def test_every_family_exactly(tmp_path: Path, family: str, text: str, names: dict[str, tuple[int, int]]) -> None:
     model = make_base(tmp_path / "base", family, "llama" if text == "internlm2" else text)
     state = llava_state(names) if family == "llava" else internvl_state(names)
     output = tmp_path / "out" / "manifest.json"
@@ -203,10 +201,7 @@ def same_artefact(first: Path, second: Path) -> bool:
 @pytest.mark.parametrize("model_prefix", ["model.", "", "base_model.model."])
 @pytest.mark.parametrize("wrap", [WRAP, ""])
 @pytest.mark.parametrize("mark", [".default", ""])
-def test_prefixes_make_no_difference(
-    tmp_path: Path, model_prefix: str, wrap: str,
-    mark: str,
-) -> None:  # fmt: skip
+def test_prefixes_make_no_difference(tmp_path: Path, model_prefix: str, wrap: str, mark: str) -> None:
     plain, other = tmp_path / "plain" / "manifest.json", tmp_path / "other" / "manifest.json"
     model = make_base(tmp_path / "base", "internvl")
     import_adapter(options(), save(internvl_state(), tmp_path / "a.pth"), model, plain)
