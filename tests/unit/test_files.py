@@ -8,26 +8,82 @@ from pathlib import Path
 import pytest
 
 from vlmflow.errors import UserError
-from vlmflow.files import read_json, read_manifest, staged_directory, write_json, write_manifest
+from vlmflow.files import MARKER, read_json, read_manifest, staged_directory, write_json, write_manifest
+
+
+def artefact(folder: Path) -> Path:
+    """A folder that a stage wrote."""
+    with staged_directory(folder) as directory:
+        (directory / "old").write_text("old")
+        write_manifest(directory)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {MARKER}
 
 
 def test_a_failed_block_leaves_what_stood_there(tmp_path: Path) -> None:
-    target = tmp_path / "artefact"
-    target.mkdir()
-    (target / "old").write_text("old")
+    target = artefact(tmp_path / "artefact")
     with pytest.raises(ZeroDivisionError), staged_directory(target) as directory:
         (directory / "new").write_text("half")
         raise ZeroDivisionError
-    assert [path.name for path in tmp_path.rglob("*")] == ["artefact", "old"]
+    assert names(tmp_path) == {"artefact"}
+    assert names(target) == {"old", "manifest.json"}
+
+
+def test_what_is_left_of_an_unwanted_result_goes_first(tmp_path: Path) -> None:
+    """Snakemake removes the manifest before it makes something again; the rest must not look like a result."""
+    target = artefact(tmp_path / "artefact")
+    (target / "manifest.json").unlink()
+    with pytest.raises(ZeroDivisionError), staged_directory(target):
+        raise ZeroDivisionError
+    assert not target.exists()
 
 
 def test_a_finished_block_replaces_the_whole(tmp_path: Path) -> None:
-    target = tmp_path / "artefact"
-    target.mkdir()
-    (target / "old").write_text("old")
+    target = artefact(tmp_path / "artefact")
     with staged_directory(target) as directory:
         (directory / "new").write_text("whole")
-    assert [path.name for path in target.iterdir()] == ["new"]
+    assert names(target) == {"new"}
+
+
+def test_a_linked_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(artefact(tmp_path / "elsewhere"))
+    artefact(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_files_that_no_stage_wrote_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="has files that no stage wrote"), staged_directory(tmp_path):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"), staged_directory(tmp_path / "file"):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("output", ["models/base", "models", "models/base/official"])
+def test_an_output_never_takes_the_place_of_an_input(tmp_path: Path, output: str) -> None:
+    manifest = artefact(tmp_path / "models" / "base") / "manifest.json"
+    artefact(tmp_path / "models" / "base" / "official")
+    (tmp_path / "models" / MARKER).touch()
+    with (
+        pytest.raises(UserError, match="would take the place of an input"),
+        staged_directory(tmp_path / output, manifest),
+    ):
+        pass
+    assert manifest.exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{}"])
+def test_another_file_is_no_manifest(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="no manifest of a stage"):
+        read_manifest(tmp_path / "config.json")
+    with pytest.raises(UserError, match="a folder, not a file"):
+        read_manifest(tmp_path)
 
 
 def test_the_hash_is_of_the_content_not_of_time_or_provenance(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_merged_weights_are_those_of_peft(tmp_path: Path, options: dict[str, Any
     inputs = torch.randn(5, 12)
     expected = wrapped(inputs)
     merged = wrapped.merge_and_unload().state_dict()
-    updates = read_adapter(tmp_path)
+    updates = read_adapter(tmp_path, LINEARS)
     state, original = base.state_dict(), copy.deepcopy(base.state_dict())
     for module, update in updates.items():
         weight = state[f"{module}.weight"]
@@ -102,6 +102,7 @@ def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
     return edit
 
 
+LINEARS = [f"layers.{index}.{name}" for index in range(2) for name in ("q_proj", "up_proj")] + ["lm_head"]
 FIRST = "base_model.model.layers.0.q_proj.lora_A.weight"
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "kind": (edit_config(peft_type="IA3"), "adapter of type IA3"),
@@ -111,6 +112,14 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "rank": (edit_config(r=8), "its rank should be 8"),
     "dora": (edit_config(use_dora=True), "use_dora and the tensors of"),
     "targets": (edit_config(target_modules=["up_proj"]), "2 layers have an adapter but are no target"),
+    "a layer": (
+        edit_tensors(lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.1.up_proj" in name]),
+        "1 layers should have an adapter and have none, first layers.1.up_proj",
+    ),
+    "integers": (edit_tensors(lambda t: t.update({FIRST: t[FIRST].int()})), "no floating-point numbers"),
+    "no rank": (edit_config(r=None), "its rank should be None"),
+    "pattern": (edit_config(target_modules="("), "target_modules is no regular expression"),
+    "list": (lambda folder: (folder / "adapter_config.json").write_text("[]"), "no adapter_config.json of peft"),
     "half": (edit_tensors(lambda tensors: tensors.pop(FIRST)), r"half of the adapter of layers\.0\.q_proj is missing"),
     "other": (
         edit_tensors(lambda tensors: tensors.update(x=torch.zeros(1))),
@@ -126,5 +135,5 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path, name: str) -> None:
     adapter(tmp_path)
     damage(tmp_path)
     with pytest.raises(UserError, match=message) as error:
-        read_adapter(tmp_path)
+        read_adapter(tmp_path, LINEARS)
     assert error.value.problem.file is not None

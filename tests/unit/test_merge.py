@@ -93,10 +93,8 @@ def test_a_merge_that_changes_nothing_is_refused(
     adapter = finetuned("lora")
     weights = adapter.parent / "adapter_model.safetensors"
     save_file({name: torch.zeros_like(value) for name, value in load_file(weights).items()}, weights)
-    base = load_model(tiny_model).get_submodule(PROJECTOR).state_dict()
-    save_file(base, adapter.parent / "projector.safetensors")
     write_manifest(adapter.parent, base=read_manifest(tiny_model)["hash"])
-    with pytest.raises(UserError, match="changed nothing"):
+    with pytest.raises(UserError, match="changed nothing but, perhaps, the projector"):
         merge_adapter(ORIGINAL, tiny_model, adapter, tmp_path / "merged" / "manifest.json")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vlmflow.config import resolve
 from vlmflow.errors import UserError
+from vlmflow.models.published import check_published, published
 from vlmflow.plan import Plan
 
 
@@ -30,7 +32,7 @@ def test_its_name_is_enough() -> None:
     params = json.loads(Plan(config(published="internvl2-2b")).model_params("mine"))
     assert params["checkpoint"] == "results/sources/mine-checkpoint"
     assert resolve(resolved) == resolved
-    assert not {"published", "registry", "resources"} & set(params)
+    assert not {"registry", "resources"} & set(params)
 
 
 def test_a_llava_has_two_downloads_from_either_registry() -> None:
@@ -61,9 +63,13 @@ def test_family_or_published() -> None:
 @pytest.mark.parametrize(
     ("finetune", "message"),
     [
-        ({"xtuner": {"path": "a.pth"}, "lora": {"variant": "dora"}}, r"qlora\.lora\.variant: XTuner trains plain LoRA"),
+        ({"xtuner": {"path": "a.pth"}, "lora": {"rank": 8}}, r"qlora\.lora\.alpha: say what XTuner trained with"),
+        (
+            {"xtuner": {"path": "a.pth"}, "lora": {"rank": 8, "alpha": 8, "variant": "dora"}},
+            r"qlora\.lora\.variant: XTuner trains plain LoRA",
+        ),
         ({"convert": {"official": True}}, r"qlora\.convert\.official: the model 'mine' is assembled here"),
-        ({"xtuner": {"source": "nowhere"}}, r"qlora\.xtuner\.source: no 'nowhere' in sources"),
+        ({"xtuner": {"source": "nowhere"}, "method": "full"}, r"qlora\.xtuner\.source: no 'nowhere' in sources"),
     ],
 )
 def test_what_a_finetune_cannot_ask_for(finetune: dict[str, Any], message: str) -> None:
@@ -75,8 +81,25 @@ def test_what_a_finetune_cannot_ask_for(finetune: dict[str, Any], message: str) 
 
 def test_official_output_and_imports_are_planned() -> None:
     node = config(published="internvl2-2b")
-    node["finetunes"]["qlora"] |= {"xtuner": {"path": "iter_1.pth"}, "convert": {"official": True}}
+    trained = {"xtuner": {"path": "iter_1.pth"}, "lora": {"rank": 8, "alpha": 16}}
+    node["finetunes"]["qlora"] |= {**trained, "convert": {"official": True}}
     plan = Plan(node)
     assert (plan.trained(), plan.imported(), plan.officials()) == ([], ["qlora"], ["qlora"])
     assert "xtuner" not in json.loads(plan.finetune_params("qlora"))
     assert "official" not in json.loads(plan.convert_params("qlora"))
+
+
+def test_another_checkpoint_than_the_published_one_is_refused(tmp_path: Path) -> None:
+    content = published("internvl2-2b").config
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    check_published("internvl2-2b", "checkpoint", tmp_path)
+    with pytest.raises(UserError, match=r"llm_config.architectures: not internvl2-1b: architectures is"):
+        check_published("internvl2-1b", "checkpoint", tmp_path)
+    with pytest.raises(UserError, match=r"not llava-vicuna-7b-v1\.5: architectures is"):
+        check_published("llava-vicuna-7b-v1.5", "language", folder_of("llava-internlm2-chat-1.8b", tmp_path / "l"))
+
+
+def folder_of(name: str, folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(published(name).config["language"]))
+    return folder

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vlmflow.errors import UserError
 from vlmflow.weights.checkpoint import Checkpoint
-from vlmflow.weights.kinds import Joined, Kind, State
+from vlmflow.weights.kinds import Joined, State
 from vlmflow.weights.mapping import Operation, Rule, inverse, plan, rename
 from vlmflow.weights.stream import write_tensors
 
@@ -88,13 +88,40 @@ def test_shards_and_index_are_what_transformers_reads(folder: Path, tmp_path: Pa
         assert file.metadata() == {"format": "pt"}
 
 
-def test_a_number_format_is_for_floating_point_alone(tmp_path: Path) -> None:
-    source = State({"a": torch.randn(3), "b": torch.arange(3)})
-    write_tensors(
-        source, plan(rename({"**": "**"}), source.kinds), tmp_path, {"a": (3,), "b": (3,)}, dtype=torch.bfloat16
-    )
-    kinds = Checkpoint(tmp_path).kinds
-    assert kinds == {"a": Kind(torch.bfloat16, (3,)), "b": Kind(torch.int64, (3,))}
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+def test_whole_numbers_are_no_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Nothing says how to make weights of them; loaded as they are they become zeros."""
+    source = State({"a": torch.randn(3), "b": torch.ones(3).to(dtype)})
+    with pytest.raises(UserError, match=r"no floating-point numbers: 1 quantised tensor \(b \("):
+        write_tensors(source, plan(rename({"**": "**"}), source.kinds), tmp_path, {"a": (3,), "b": (3,)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shape_that_was_not_announced_is_noticed(tmp_path: Path) -> None:
+    source = State({"a": torch.zeros(3)})
+    rule = Rule(("a",), ("a",), Operation(lambda t: (t if t.is_meta else t[:2],), SPLIT.backward))
+    with pytest.raises(RuntimeError, match=r"a became \(2,\)"):
+        write_tensors(source, plan([rule], source.kinds), tmp_path, {"a": (3,)})
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_two_sets_of_weights_are_refused(folder: Path, suffix: str) -> None:
+    """Which of them a program takes is a matter of luck."""
+    if suffix == "safetensors":
+        save_file(tensors(), folder / "model.safetensors")
+    else:
+        for path in folder.glob("*.safetensors*"):
+            path.unlink()
+        torch.save(tensors(), folder / "pytorch_model.bin")
+        (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(UserError, match="two sets of weights"):
+        Checkpoint(folder)
+
+
+def test_safetensors_come_before_pytorch_files(tmp_path: Path) -> None:
+    torch.save({"old": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    save_file({"new": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert set(Checkpoint(tmp_path).kinds) == {"new"}
 
 
 def test_sources_are_joined_under_prefixes(tmp_path: Path) -> None:
@@ -147,6 +174,19 @@ def edit_index(change: Callable[[dict[str, str]], object]) -> Callable[[Path], N
     return edit
 
 
+def rewrite_index(text: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return write
+
+
+def dangle(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "model.safetensors").symlink_to(folder / "gone")
+
+
 def header(**changed: object) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **changed}
@@ -165,6 +205,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "wrong file": (edit_index(lambda e: e.update({"head.weight": "model-00003-of-00003.safetensors"})), "it is not"),
     "left out": (edit_index(lambda entries: entries.pop("head.weight")), "in no line of the index"),
     "leads out": (edit_index(lambda entries: entries.update(a="../b.safetensors")), "leads out of the folder"),
+    "link to nothing": (dangle, "a link to nothing"),
+    "list": (rewrite_index('{"weight_map": [1]}'), "not a weight index"),
+    "null": (rewrite_index('{"weight_map": null}'), "not a weight index"),
+    "number": (rewrite_index('{"weight_map": {"a": 5}}'), "not a weight index"),
     "no index": (lambda folder: (folder / "model.safetensors.index.json").write_text("[]"), "not a weight index"),
     "shape lies": (header(shape=[2]), r"shape \(2,\) in 4 bytes"),
     "negative": (header(shape=[-1]), "no safetensors header"),
@@ -230,3 +274,12 @@ def test_two_rules_must_not_make_the_same_tensor() -> None:
     source = State({"a": torch.zeros(1), "b": torch.zeros(1)})
     with pytest.raises(UserError, match="made twice"):
         write_tensors(source, plan(rename({"a": "c", "b": "c"}), source.kinds), Path(), {"c": (1,)})
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", {1: torch.zeros(1)}, {"a": torch.eye(2).to_sparse()}, [1]])
+def test_other_pytorch_files_are_no_checkpoints(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UserError, match=r"not a (PyTorch file|table) of tensors") as error:
+        Checkpoint(tmp_path)
+    assert "weights_only" not in str(error.value)

@@ -38,6 +38,7 @@ rule import_adapter:
     input:
         lambda w: plan.import_inputs(w.name),
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
+        leakage=lambda w: ancient(f"{RESULTS}/leakage/{w.name}.passed"),
     output:
         f"{RESULTS}/finetune/{{name}}/manifest.json",
     log:

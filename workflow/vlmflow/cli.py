@@ -39,6 +39,8 @@ def run(function: Callable[..., object], argv: list[str] | None = None) -> None:
         function(**arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # disk full, no permission: nothing that a traceback would explain
+        sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -38,7 +38,7 @@ def resolve(config: Config) -> Config:
     problems = [_describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
     if not problems:
         config = deepcopy(config)
-        problems = list(fill_published(config))
+        problems = [*fill_published(config), *_unsaid(config)]
     if not problems:
         _fill_defaults(config, schema())
         problems = [*_dangling(config), *_contradictions(config)]
@@ -153,11 +153,21 @@ def _contradictions(config: Config) -> Iterator[str]:
         model = _model_of(config, name)
         if node["convert"]["official"] and "checkpoint" not in config["models"][model]:
             yield f"finetunes.{name}.convert.official: the model '{model}' is assembled here and has no official layout"
+        if "xtuner" in node and node["init"] not in config["models"]:
+            yield f"finetunes.{name}.init: an XTuner checkpoint has a projector of its own; name the model under it"
         if "xtuner" in node and node["lora"]["variant"] != "lora":
             yield f"finetunes.{name}.lora.variant: XTuner trains plain LoRA"
         mix = node["datasets"] if isinstance(node["datasets"], dict) else {}
         for dataset in (dataset for dataset, weight in mix.items() if not math.isfinite(weight)):
             yield f"finetunes.{name}.datasets.{dataset}: {mix[dataset]} is no weight"
+
+
+def _unsaid(config: Config) -> Iterator[str]:
+    """Keys that have a default, which would be a guess."""
+    for name, node in config["finetunes"].items():
+        if "xtuner" in node and node.get("method") != "full":
+            for key in {"rank", "alpha"} - set(node.get("lora", {})):
+                yield f"finetunes.{name}.lora.{key}: say what XTuner trained with (the LoraConfig of its configuration)"
 
 
 def _model_of(config: Config, finetune: str) -> str:

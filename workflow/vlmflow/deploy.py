@@ -33,7 +33,7 @@ def convert_model(config: dict[str, Any], model: Path, output: Path) -> None:
     source = read_manifest(model)
     tensors, dtype = Checkpoint(model.parent), getattr(torch, config["dtype"])
     expected = expected_tensors(AutoConfig.from_pretrained(model.parent, local_files_only=True))
-    with staged_directory(output.parent) as directory:
+    with staged_directory(output.parent, model) as directory:
         write_tensors(
             tensors,
             [_piece(name, tensors, dtype) for name in tensors.kinds],
@@ -52,6 +52,8 @@ def _piece(name: str, tensors: Checkpoint, dtype: torch.dtype) -> Piece:
     def cast(value: torch.Tensor) -> tuple[torch.Tensor]:
         rounded = value.to(dtype)
         if not value.is_meta and not all_finite(rounded):
+            if not all_finite(value):
+                raise UserError(f"{name} has values that are no numbers", "train again", file=tensors.path)
             largest = value.abs().max().item()
             reason = f"{name} has values up to {largest:.3g}, which {str(dtype).removeprefix('torch.')} cannot hold"
             raise UserError(reason, "choose bfloat16, which keeps float32's range", file=tensors.path, field="dtype")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ _REFUSED = ("fan_in_fan_out", "lora_bias", "trainable_token_indices", "layer_rep
             "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config",
             "monteclora_config", "modules_to_save")  # fmt: skip
 """Options of peft that make more than a low-rank update of single matrices."""
+_NEEDED = {"peft_type", "r", "lora_alpha", "target_modules"}
+_NARROWS = ("layers_to_transform", "exclude_modules")
+"""Options that take layers away from those that ``target_modules`` names."""
 _KEEPS_BASE = (True, False, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the base's weights as they were."""
 
@@ -103,17 +106,24 @@ class Whole:
         return 0.0
 
 
-def read_adapter(folder: Path) -> dict[str, LowRank]:
+def read_adapter(folder: Path, linears: Collection[str]) -> dict[str, LowRank]:
     """Module name (as in the model that was trained) -> update, from a peft directory.
 
-    Raises :class:`UserError` for adapters of another kind, tensors that are missing or have no place, and layers that
-    the adapter's configuration does not name.
+    ``linears``: names of the linear layers of that model. Raises :class:`UserError` for adapters of another kind,
+    tensors that are missing or have no place, and layers that the adapter's configuration does not name, or names and
+    that have no adapter.
     """
     config = read_json(folder / _CONFIG)
     _check_config(config, folder / _CONFIG)
     checkpoint = Checkpoint(folder / ADAPTER)
     modules = _modules(checkpoint.kinds, folder)
     updates = {module.removeprefix(_PREFIX): _update(module, checkpoint, config) for module in modules}
+    if not updates:
+        raise UserError("the adapter is empty", "train it again", file=folder / ADAPTER)
+    lacking = [module for module in linears if module not in updates and _is_target(config, module)]
+    if lacking and not any(config.get(key) for key in _NARROWS) and config["target_modules"] != "all-linear":
+        reason = f"{len(lacking)} layers should have an adapter and have none, first {lacking[0]}"
+        raise UserError(reason, "the file is not whole; train it again", file=folder / ADAPTER)
     named = [module for module in updates if not _is_target(config, module)]
     if named:
         raise UserError(
@@ -121,12 +131,13 @@ def read_adapter(folder: Path) -> dict[str, LowRank]:
             "the two files of the adapter do not belong together",
             file=folder / _CONFIG,
         )
-    if not updates:
-        raise UserError("the adapter is empty", "train it again", file=folder / ADAPTER)
     return updates
 
 
 def _check_config(config: Mapping[str, Any], file: Path) -> None:
+    if not isinstance(config, dict) or not set(config) >= _NEEDED:
+        lacking = sorted(_NEEDED - set(config)) if isinstance(config, dict) else sorted(_NEEDED)
+        raise UserError(f"no adapter_config.json of peft: it lacks {', '.join(lacking)}", file=file)
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UserError(f"an adapter of type {kind}", "only LoRA, rsLoRA and DoRA can be merged", file=file)
@@ -153,6 +164,9 @@ def _modules(kinds: Mapping[str, Kind], folder: Path) -> Iterator[str]:
 def _update(module: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> LowRank:
     name = module.removeprefix(_PREFIX)
     down, up = checkpoint.kinds[module + _A].shape, checkpoint.kinds[module + _B].shape
+    whole = [part for part in (_A, _B) if not checkpoint.kinds[module + part].dtype.is_floating_point]
+    if whole:
+        raise UserError(f"the adapter of {name} is no floating-point numbers", "train again", file=checkpoint.path)
     rank = _of_pattern(config.get("rank_pattern"), name, config["r"])
     alpha = _of_pattern(config.get("alpha_pattern"), name, config["lora_alpha"])
     if len(down) != 2 or len(up) != 2 or down[0] != rank or up[1] != rank:
@@ -172,5 +186,8 @@ def _of_pattern(pattern: Mapping[str, float] | None, module: str, default: float
 def _is_target(config: Mapping[str, Any], module: str) -> bool:
     targets = config["target_modules"]
     if isinstance(targets, str):
-        return targets == "all-linear" or re.fullmatch(targets, module) is not None
+        try:
+            return targets == "all-linear" or re.fullmatch(targets, module) is not None
+        except re.error as error:
+            raise UserError(f"target_modules is no regular expression: {error}", file=_CONFIG) from None
     return any(module == target or module.endswith(f".{target}") for target in targets)

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, staged_directory, write_manifest
-from vlmflow.lora import LowRank, Whole, read_adapter
+from vlmflow.lora import ADAPTER, LowRank, Whole, read_adapter
 from vlmflow.merge_check import all_finite, check_logits
 from vlmflow.models.directory import PROJECTOR, PROJECTOR_FILE, copy_side_files
 from vlmflow.provenance import write_provenance
@@ -20,10 +20,11 @@ from vlmflow.training.finetune import FULL_WEIGHTS
 from vlmflow.training.options import FinetuneOptions
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.mapping import SAME, Piece
-from vlmflow.weights.skeleton import disk_name, expected_tensors, language_linears
+from vlmflow.weights.skeleton import disk_name, expected_tensors, language_linears, linear_layers
 from vlmflow.weights.stream import write_tensors
 
 logger = logging.getLogger(__name__)
+_PROJECTOR = "multi_modal_projector."
 _TOLERANCE = 1e-4
 """Largest error of a merged matrix in float32, relative to its output, that rounding explains (measured: 3e-6)."""
 
@@ -36,20 +37,22 @@ def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Pa
     nothing, a matrix that computes something else than base plus adapter, and, where the model fits in memory, logits
     that differ from the unmerged ones.
     """
-    base_hash, adapter_manifest = read_manifest(model)["hash"], read_manifest(adapter)
+    base_hash, adapter_manifest = read_manifest(model)["hash"], read_manifest(adapter, verify=True)
+    if "base" not in adapter_manifest:
+        raise UserError("no result of fine-tuning", "name the manifest.json of one", file=adapter)
     if adapter_manifest["base"] != base_hash:
         raise UserError(
             f"trained over base {adapter_manifest['base'][:12]}, not over {base_hash[:12]}",
             "train it again over this base, or name the model that it belongs to",
             file=adapter.parent,
         )
-    options = FinetuneOptions(**read_json(adapter.parent / "provenance.json")["config"])
+    options = _options(adapter.parent / "provenance.json")
     network = AutoConfig.from_pretrained(model.parent, local_files_only=True)
     base = Checkpoint(model.parent)
     quantised = set(language_linears(network)) if config["base"] == "quantized" and options.quantization else set()
     merging = Merging(_updates(network, adapter.parent, base), quantised, options, adapter.parent)
     pieces = [merging.piece(name) for name in base.kinds]
-    with staged_directory(output.parent) as directory:
+    with staged_directory(output.parent, model, adapter) as directory:
         write_tensors(base, pieces, directory, expected_tensors(network))
         merging.check_changed()
         copy_side_files(model.parent, directory)
@@ -93,8 +96,9 @@ class Merging:
 
     def merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """The merged tensor in float32, before it is rounded; ``weight`` is the base's."""
-        merged = weight.float()
+        changed, merged = set(self.changed), weight.float()
         self._merge_into(name, merged)
+        self.changed = changed  # counts what was stored
         return merged
 
     def _merge_into(self, name: str, weight: torch.Tensor) -> None:
@@ -119,9 +123,13 @@ class Merging:
         self._check(name, update.merge_rows(base, take))
 
     def check_changed(self) -> None:
-        """Raise :class:`UserError` if no tensor changed."""
-        if not self.changed:
-            raise UserError("merging changed nothing", "the adapter is empty or was never trained", file=self._adapter)
+        """Raise :class:`UserError` if no tensor of language model or tower changed, whatever the projector learnt."""
+        if not any(name in self.changed for name in self._updates if not name.startswith(_PROJECTOR)):
+            raise UserError(
+                "merging changed nothing but, perhaps, the projector",
+                "the adapter was never trained, or learnt less than the base's number format can hold",
+                file=self._adapter,
+            )
 
     def _check(self, name: str, error: float) -> None:
         if error > _TOLERANCE:
@@ -143,12 +151,11 @@ def _updates(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank 
     if set(updates) != expected:
         different = sorted(set(updates) ^ expected)[:3]
         raise UserError(f"the projector belongs to another model: {different}", file=folder / PROJECTOR_FILE)
-    full = folder / FULL_WEIGHTS
-    if full.is_file():
-        weights = Checkpoint(full)
-        updates |= {disk_name(name, network): Whole(weights, name) for name in weights.kinds}
-    else:
-        updates |= {disk_name(f"{module}.weight", network): update for module, update in read_adapter(folder).items()}
+    trained = _trained(network, folder, base)
+    twice = sorted(set(updates) & set(trained))
+    if twice:
+        raise UserError(f"trained twice, by itself and by an adapter: {twice[:3]}", file=folder)
+    updates |= trained
     head = disk_name("lm_head.weight", network)
     if head in updates and head not in base.kinds:
         raise UserError(
@@ -156,9 +163,37 @@ def _updates(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank 
             "train without an adapter on it",
             file=folder,
         )
+    whole = [name for name in projector.kinds if not projector.kinds[name].dtype.is_floating_point]
+    if whole:
+        raise UserError(f"no floating-point numbers: {whole[:3]}", "train again", file=folder / PROJECTOR_FILE)
     shapes = {name: kind.shape for name, kind in base.kinds.items()}
     wrong = [name for name, update in updates.items() if shapes.get(name) != tuple(update.shape)]
     if wrong:
         reason = f"weights of another model: {len(wrong)} have no place in the base, first {wrong[0]}"
         raise UserError(reason, file=folder)
     return updates
+
+
+def _trained(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank | Whole]:
+    """What became of language model and tower: adapters, or all weights of the language model."""
+    full = folder / FULL_WEIGHTS
+    if not full.is_file():
+        updates = read_adapter(folder, [name for name, _ in linear_layers(network)])
+        return {disk_name(f"{module}.weight", network): update for module, update in updates.items()}
+    if (folder / ADAPTER).exists():
+        raise UserError(f"both {ADAPTER} and {FULL_WEIGHTS}", "delete the one that is left over", file=folder)
+    weights = Checkpoint(full)
+    found = {disk_name(name, network): Whole(weights, name) for name in weights.kinds}
+    found = {name: update for name, update in found.items() if not name.startswith(_PROJECTOR)}  # it has its own file
+    lacking = [name for name in base.kinds if name.startswith("language_model.") and name not in found]
+    if lacking:
+        raise UserError(f"{len(lacking)} weights are missing, first {lacking[0]}", "train again", file=full)
+    return dict(found)
+
+
+def _options(provenance: Path) -> FinetuneOptions:
+    """What a fine-tuning was told, by its provenance.json."""
+    try:
+        return FinetuneOptions(**read_json(provenance)["config"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"not the provenance of a fine-tuning: {error}", "train again", file=provenance) from None

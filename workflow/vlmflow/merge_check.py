@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -94,7 +95,7 @@ def all_finite(values: torch.Tensor) -> bool:
 def check_rounding(difference: LogitsDifference, exact: bool = False) -> None:
     """Raise :class:`UserError` if storing the weights, in float32 if ``exact``, changed what the model says."""
     same = difference.max_abs <= _TOLERANCE * difference.scale if exact else difference.argmax_agreement >= _ROUNDED
-    if not same:
+    if not same or not math.isfinite(difference.max_abs):
         raise UserError(
             f"the stored model differs: {difference}", "choose another dtype (bfloat16 keeps float32's range)"
         )

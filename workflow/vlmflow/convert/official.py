@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from vlmflow.convert import internvl, llava
+from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, staged_directory, write_manifest
 from vlmflow.provenance import write_provenance
 
@@ -20,8 +21,13 @@ def convert_official(model: Path, output: Path, official_files: Path | None = No
     that the model was made of.
     """
     source = read_manifest(model)
-    family = _FAMILIES[read_json(model.parent / "config.json")["model_type"]]
-    with staged_directory(output.parent) as directory:
+    kind = read_json(model.parent / "config.json").get("model_type")
+    if kind not in _FAMILIES:
+        raise UserError(
+            f"a model of type '{kind}'", f"there is {', '.join(_FAMILIES)}", file=model.parent / "config.json"
+        )
+    family = _FAMILIES[kind]
+    with staged_directory(output.parent, model) as directory:
         facts = family.to_official(model.parent, directory, official_files=official_files)
         logger.info("%s", facts)
         write_provenance(directory, {"layout": "official"}, {"model": source["hash"]}, **facts)

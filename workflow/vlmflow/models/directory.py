@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from vlmflow.errors import UserError
-from vlmflow.files import MANIFEST, read_manifest
+from vlmflow.files import MANIFEST, MARKER, read_manifest
 from vlmflow.models.families import family_of_directory
 from vlmflow.weights.checkpoint import INDEX
 
@@ -54,7 +54,7 @@ def copy_side_files(source: Path, target: Path) -> None:
     """Copy all of a model directory but weights, manifest and provenance, unchanged."""
     for path in sorted(source.rglob("*")):
         place = path.relative_to(source)
-        made = place.as_posix() in (MANIFEST, "provenance.json", INDEX)
+        made = place.as_posix() in (MANIFEST, MARKER, "provenance.json", INDEX)
         if path.is_file() and not made and path.suffix != ".safetensors":
             (target / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target / place)

@@ -11,7 +11,10 @@ from typing import Any
 import yaml
 
 from vlmflow.errors import UserError
+from vlmflow.files import read_json
 
+_TELLING = ("architectures", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+"""Keys of config.json that tell models apart."""
 MODELS = Path(__file__).parents[3] / "config" / "models"
 
 
@@ -52,6 +55,25 @@ def published(name: str) -> Published:
     return Published(name=name, **content)
 
 
+def check_published(name: str, part: str, folder: Path) -> None:
+    """Raise :class:`UserError` if the checkpoint in ``folder`` is not the ``part`` (``checkpoint``, ``language``,
+    ``vision``) of the published model ``name``, by the sizes in its config.json.
+    """
+    model = published(name)
+    wanted = model.config if part == "checkpoint" else model.config[part]
+    found = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    for place in ("", "llm_config", "vision_config"):
+        ours, theirs = (content.get(place, {}) if place else content for content in (wanted, found))
+        for key in _TELLING:
+            if key in ours and key in theirs and ours[key] != theirs[key]:
+                raise UserError(
+                    f"not {name}: {key} is {theirs[key]}, {ours[key]} was published",
+                    "name the model that this is in `published`, or leave `published` out and give `family`",
+                    file=folder / "config.json",
+                    field=f"{place}.{key}".lstrip("."),
+                )
+
+
 def fill_published(config: dict[str, Any]) -> Iterator[str]:
     """Give each node of ``models`` that names a published model what it leaves out, its downloads included; in place.
 
@@ -70,6 +92,8 @@ def fill_published(config: dict[str, Any]) -> Iterator[str]:
         if places is None:
             yield f"models.{name}.registry: {model.name} is not known to be on {registry}"
             continue
+        if node.get("family", model.family) != model.family:
+            yield f"models.{name}.family: {model.name} is of family {model.family}"
         node |= {"family": model.family, "template": node.get("template", model.template)}
         parts = {"checkpoint": places} if isinstance(places, str) else places
         for part, repository in parts.items():

@@ -26,7 +26,7 @@ class TrainingPlan(Nodes):
 
     def model_params(self, name: str) -> str:
         """The node with each checkpoint as a path; unused keys of the other families are left out."""
-        left_out = ("resources", "published", "registry", "language", "vision", "checkpoint")
+        left_out = ("resources", "registry", "language", "vision", "checkpoint")
         node = without(self.config["models"][name], *left_out)
         if node["family"] == "llava":
             node.pop("max_tiles")

@@ -33,6 +33,7 @@ def state_of_files(path: str) -> str:
     below = sorted(f"{folder}/{file}" for folder, _, files in os.walk(top) for file in files)
     digest = hashlib.sha256()
     for file in below or [str(top.resolve())] * top.exists():
-        state = Path(file).lstat()  # a dangling link is a file too
+        linked = Path(file)  # the hub's own cache consists of links
+        state = linked.stat() if linked.exists() else linked.lstat()  # a dangling link is a file too
         digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]

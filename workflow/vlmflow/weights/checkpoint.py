@@ -21,6 +21,8 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """Names of number formats in safetensors files."""
+_SETS = ((WEIGHTS, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+"""One file, or the index of several; safetensors come first."""
 _MOST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _AGAIN = "fetch or make the checkpoint again"
 
@@ -72,14 +74,16 @@ class Checkpoint:
     def __init__(self, place: Path) -> None:
         self._parts: dict[str, Tensors] = {}
         self.path = place
-        for file in _weight_files(place):
+        files, index = _weight_files(place)
+        for file in files:
             part = SafetensorsFile(file) if file.suffix == ".safetensors" else State(_unpickled(file))
             for name in part.kinds:
                 if name in self._parts:
                     raise UserError(f"tensor {name} is in two files", "delete the file that is left over", file=file)
                 self._parts[name] = part
         self.kinds = {name: part.kinds[name] for name, part in self._parts.items()}
-        _check_index(place, self._parts)
+        if index is not None:
+            _check_index(index, self._parts)
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor, read from its file."""
@@ -90,47 +94,51 @@ class Checkpoint:
         return span_of(self._parts[name], name)
 
 
-def _weight_files(place: Path) -> list[Path]:
-    """The files that hold the tensors: what an index names, or the one file, or the only set of that kind."""
+def _weight_files(place: Path) -> tuple[list[Path], Path | None]:
+    """The files that hold the tensors, and their index if there is one.
+
+    Safetensors come before PyTorch's format, as transformers chooses. One file and an index side by side are refused:
+    one of them is left over, and programs differ in which they take.
+    """
     if place.is_file():
-        return [place]
-    for index in (place / INDEX, place / "pytorch_model.bin.index.json"):
-        if index.is_file():
-            files = [place / name for name in sorted(set(_weight_map(index).values()))]
-            for file in files:
+        return [place], None
+    for single, index in _SETS:
+        found = [name for name in (single, index) if (place / name).exists() or (place / name).is_symlink()]
+        if len(found) == 2:
+            raise UserError(
+                f"two sets of weights: {single} and {index}", "delete the one that is left over", file=place
+            )
+        if found:
+            shards = sorted(set(_weight_map(place / index).values())) if found == [index] else found
+            for file in (place / name for name in shards):
                 if not file.is_file():
-                    raise UserError("a file that the index names is missing", _AGAIN, file=file)
-            return files
-    for single in (WEIGHTS, "pytorch_model.bin"):
-        if (place / single).is_file():
-            return [place / single]
+                    reason = "a file that the index names is missing" if found == [index] else "a link to nothing"
+                    raise UserError(reason, _AGAIN, file=file)
+            return [place / name for name in shards], place / index if found == [index] else None
     others = sorted(place.glob("*.safetensors"))
     if len(others) == 1:
-        return others
+        return others, None
     reason = f"{len(others)} weight files but no {INDEX}" if others else "no weights (*.safetensors, pytorch_model.bin)"
     raise UserError(reason, "give the folder of a whole checkpoint", file=place)
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        entries = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        names = {str(Path(file).name) for file in entries.values()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"not a weight index: {error!r}", _AGAIN, file=index) from None
-    for name, file in entries.items():
-        if Path(file).name != file:
-            raise UserError(f"the file {file!r} of {name} leads out of the folder", file=index)
-    return dict(entries)
+    if names != set(entries.values()):
+        raise UserError(f"a file leads out of the folder: {sorted(set(entries.values()) - names)[:3]}", file=index)
+    return entries
 
 
-def _check_index(place: Path, parts: Mapping[str, Tensors]) -> None:
+def _check_index(index: Path, parts: Mapping[str, Tensors]) -> None:
     """Every tensor that an index lists must be in the file it says, and every tensor in a file must be listed."""
-    index = next((place / name for name in (INDEX, "pytorch_model.bin.index.json") if (place / name).is_file()), None)
-    if index is None:
-        return
     entries = _weight_map(index)
     for name in entries:
         part = parts.get(name)
-        if part is None or getattr(part, "path", place / entries[name]).name != entries[name]:
+        if part is None or getattr(part, "path", index.with_name(entries[name])).name != entries[name]:
             raise UserError(f"the index says that {name} is in {entries[name]}, which it is not", _AGAIN, file=index)
     left_out = sorted(set(parts) - set(entries))
     if left_out:
@@ -147,7 +155,7 @@ def _read_header(path: Path) -> dict[str, _Place]:
             header: dict[str, Any] = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             places = {name: _place(entry, 8 + length) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"the header is no safetensors header: {error!r}", _AGAIN, file=path) from None
     end = 8 + length
     for name, place in sorted(places.items(), key=lambda item: (item[1].offset, item[1].kind.nbytes)):
@@ -176,9 +184,16 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        reason = f"not a PyTorch file of tensors: {str(error).splitlines()[0]}"
-        raise UserError(reason, "nothing of it was run; use a file from a source that you trust", file=path) from None
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, IndexError) as error:
+        what = (
+            "it wants more than tensors" if "weights_only" in str(error) else (str(error).splitlines() or ["empty"])[0]
+        )
+        advice = "nothing of it was run; use a file from a source that you trust"
+        raise UserError(f"not a PyTorch file of tensors: {what}", advice, file=path) from None
+    plain = isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        for name, value in content.items()
+    )
+    if not plain:
         raise UserError("not a table of tensors", "convert a training checkpoint first", file=path)
-    return content
+    return dict(content)

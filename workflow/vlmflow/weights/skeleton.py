@@ -64,10 +64,12 @@ def expected_tensors(config: Any) -> dict[str, tuple[int, ...]]:
     return {disk_name(name, config): shape for name, shape in names.items()}
 
 
+def linear_layers(config: Any) -> list[tuple[str, torch.nn.Linear]]:
+    """Name in the module tree and layer, without values, of every linear layer."""
+    return [(name, module) for name, module in skeleton(config).named_modules() if isinstance(module, torch.nn.Linear)]
+
+
 def language_linears(config: Any) -> list[str]:
     """Names in the files of the weights of the language model's linear layers, its output matrix excepted."""
-    return [
-        disk_name(f"{name}.weight", config)
-        for name, module in skeleton(config).named_modules()
-        if isinstance(module, torch.nn.Linear) and name.startswith("model.language_model.")
-    ]
+    names = (name for name, _ in linear_layers(config))
+    return [disk_name(f"{name}.weight", config) for name in names if name.startswith("model.language_model.")]

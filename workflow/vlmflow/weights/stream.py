@@ -40,6 +40,16 @@ def write_tensors(
     """
     kinds = _kinds(tensors, pieces, dtype)
     check_tensors(kinds, expected)
+    whole = [
+        f"{name} ({str(kind.dtype).removeprefix('torch.')})"
+        for name, kind in kinds.items()
+        if not kind.dtype.is_floating_point
+    ]
+    if whole:
+        raise UserError(
+            "the weights are no floating-point numbers: " + listed(quantised=whole),
+            "use the checkpoint that is not quantised",
+        )
     with _Shards(kinds, folder, max_shard_bytes) as shards, ThreadPoolExecutor(1) as writer:
         written: Future[None] = writer.submit(lambda: None)
         for piece in pieces:
@@ -150,6 +160,8 @@ class _Shards:
             if isinstance(value, Span):
                 with value.file.open("rb") as source:
                     _copy(source.fileno(), value.offset, file, offset, kind.nbytes)
+            elif tuple(value.shape) != kind.shape:
+                raise RuntimeError(f"{name} became {tuple(value.shape)}, {kind.shape} was laid out")
             elif value.numel():
                 values = value.to(kind.dtype).contiguous()
                 _write_all(file, memoryview(values.reshape(-1).view(torch.uint8).numpy()), offset)
