@@ -229,8 +229,12 @@ def test_refused_and_nothing_written(
 
 def test_a_picture_without_tiles(source: Path, tmp_path: Path) -> None:
     edit(source / "config.json", dynamic_image_size=False, use_thumbnail=None)
-    native(source, tmp_path / "model", max_tiles=6)
+    with pytest.raises(UserError, match=r"config.json, field max_tiles: .*6 tiles .*\n.*leave max_tiles out"):
+        native(source, tmp_path / "model", max_tiles=6)
+    native(source, tmp_path / "model")
     assert family.load_processor(tmp_path / "model").image_processor.max_patches == 1
+    official(tmp_path / "model", tmp_path / "back")
+    assert (tmp_path / "back" / "config.json").read_bytes() == (source / "config.json").read_bytes()
 
 
 @pytest.mark.parametrize("head", [False, True])

@@ -11,6 +11,7 @@ import torch
 from test_convert_internvl import NAMES, SMALL, edit, native, source, twin
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from official_tokenizer import write_tokenizer
 from vlmflow.convert.int8 import Int8
 from vlmflow.convert.internlm2 import grouped_qkv, internlm2_config, llama_config, rules_of
 from vlmflow.convert.internvl import internvl_rules
@@ -33,6 +34,9 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"use_llm_lora": 16}, "use_llm_lora 16"),
     ({"use_thumbnail": False}, "use_thumbnail"),
     ({"downsample_ratio": 0.4}, "downsample_ratio"),
+    ({"min_dynamic_patch": 20}, "at least 20 and at most 12 tiles"),
+    ({"max_dynamic_patch": 0}, "max_dynamic_patch 0 is no number of tiles"),
+    ({"max_dynamic_patch": "x"}, "max_dynamic_patch 'x' is no number of tiles"),
     ({"downsample_ratio": 0.0}, "downsample_ratio"),
     ({"llm_config__architectures": ["Gemma2ForCausalLM"]}, "Gemma2ForCausalLM.*\n.*InternLM2ForCausalLM"),
     ({"llm_config__architectures": None}, "no language model of architecture None"),
@@ -56,6 +60,14 @@ def test_configurations_that_cannot_be_had(changes: dict[str, Any], message: str
     assert {path.name for path in tmp_path.iterdir()} == {"source"}
 
 
+def test_the_tokenizer_of_another_model(source: Path, tmp_path: Path) -> None:
+    """Both have InternVL's tokens; one has words without rows, the other other control tokens."""
+    for name, message in (("internvl2-4b", "the embedding table .* rows"), ("internvl2-1b", "bos_token_id 1")):
+        write_tokenizer(source, published(name).config["llm_config"]["model_type"], 1e6, pictures=True)
+        with pytest.raises(UserError, match=f"wrong tokenizer: .*{message}"):
+            native(source, tmp_path / "model")
+
+
 CONVERSATION = (
     "register_conv_template(Conversation(name='{}', system_message={!r}, sep='<|im_end|>'))\nraise SystemExit\n"
 )
@@ -66,6 +78,9 @@ CONVERSATION = (
     [
         ("internlm2-chat", "You are an AI assistant whose name is InternLM (书生·浦语).", "internvl-v1.5"),
         ("Hermes-2", "Answer the questions.", "with which system prompt|no template has the system prompt"),
+        ("internlm2-chat", " You are an AI assistant whose name is InternLM (书生·浦语).\n", "internvl-v1.5"),
+        ("internlm2-chat", "", "no template has the system prompt ''"),
+        ("internlm2-chat", "You are an AI assistant", "no template has the system prompt"),
         ("internlm2-chat", "Somebody's own.", "no template has the system prompt.*\n.*internvl2, internvl-v1.5"),
         ("vicuna", "A chat.", "it is 'vicuna'"),
     ],

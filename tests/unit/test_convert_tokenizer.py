@@ -12,7 +12,7 @@ import sentencepiece
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
-from vlmflow.convert.tokenizer import check_rows, load_tokenizer
+from vlmflow.convert.tokenizer import check_control, check_rows, load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.files import write_json, write_text
 
@@ -112,10 +112,11 @@ def test_spaces_that_a_token_swallows(tmp_path: Path) -> None:
         (model(True, "unigram"), ADDED, "not BPE"),
         (model(True, "bpe", "nmt_nfkc"), ADDED, "rebuilt, it makes"),
         (b"\x0anot a model", ADDED, "not a sentencepiece model"),
+        (b"", ADDED, "a sentencepiece model without pieces"),
         (model(True), {**ADDED, PIECES + 9: "<box>"}, rf"token <box> must have id {PIECES + 9} but would get"),
         (model(True), {**ADDED, 5: "<s>"}, "has the name of another piece"),
     ],
-    ids=["unigram", "normalised", "broken", "gap", "twice"],
+    ids=["unigram", "normalised", "broken", "empty", "gap", "twice"],
 )
 def test_refused(content: bytes, added: dict[int, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message) as raised:
@@ -141,6 +142,28 @@ def test_tokens_that_the_embeddings_lack(tmp_path: Path) -> None:
         check_rows(tokenizer, PIECES + 2, list(NAMES.values()), folder)
     with pytest.raises(UserError, match="no token <quad>"):
         check_rows(tokenizer, PIECES + 3, ["<quad>"], folder)
+    with pytest.raises(UserError, match=f"token </img> has id {PIECES + 1}, .* \\(and 1 more\\)"):
+        check_rows(tokenizer, PIECES + 1, ["<img>"], folder)
+    check_rows(tokenizer, PIECES + 1, ["<img>"], folder, {"</img>", "<IMG_CONTEXT>"})
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong"),
+    [
+        ({}, None),
+        ({"bos_token_id": 1, "eos_token_id": [2, 4]}, None),
+        ({"bos_token_id": 300}, "bos_token_id 300"),
+        ({"bos_token_id": 1, "eos_token_id": [2, 9999]}, "eos_token_id 9999"),
+        ({"eos_token_id": "2"}, "eos_token_id 2"),
+    ],
+)
+def test_control_tokens_of_another_model(config: dict[str, Any], wrong: str | None, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "slow", model(True))
+    if wrong is None:
+        check_control(load_tokenizer(folder), config, folder)
+        return
+    with pytest.raises(UserError, match=f"{wrong}, which is no control token"):
+        check_control(load_tokenizer(folder), config, folder)
 
 
 def test_qwen2_from_vocabulary_and_merges(tmp_path: Path) -> None:

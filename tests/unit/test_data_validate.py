@@ -56,7 +56,7 @@ def validate(root: Path, **keys: Any) -> dict[str, list[Record]]:
     validate_dataset(config(**keys), root, [], Path("cache/mine.sqlite"), output)
     read_manifest(output)
     names = ["pictures.jsonl", "report.json", "report.md", "test.jsonl", "train.jsonl", "validation.jsonl"]
-    assert sorted(path.name for path in output.parent.iterdir()) == ["manifest.json", *names]
+    assert sorted(path.name for path in output.parent.iterdir()) == [".vlmflow", "manifest.json", *names]
     return {split: read_records(output.parent / f"{split}.jsonl") for split in ("train", "validation", "test")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,13 +31,18 @@ class Int8:
         kinds = tensors.kinds
         self.quantised = [name for name, kind in kinds.items() if kind.dtype == torch.int8]
         helpers = {name for name in kinds if name.endswith((SCALE, FORMAT))}
-        stems = {name.removesuffix(".weight") for name in self.quantised}
+        named = [name for name in self.quantised if name.endswith(".weight")]
+        stems = {name.removesuffix(".weight") for name in named}
         rows = {stem: kinds[f"{stem}.weight"].shape[:1] for stem in stems}
         wrong = listed(
             missing=sorted(stem + SCALE for stem in stems if stem + SCALE not in kinds),
-            unexpected=sorted(n for n in helpers if n.removesuffix(SCALE).removesuffix(FORMAT) not in stems),
+            unexpected=sorted(
+                {n for n in helpers if n.removesuffix(SCALE).removesuffix(FORMAT) not in stems}
+                | (set(self.quantised) - set(named))
+            ),
             misshapen=sorted(
-                stem + SCALE for stem in stems if stem + SCALE in kinds and kinds[stem + SCALE].shape != rows[stem]
+                {stem + SCALE for stem in stems if stem + SCALE in kinds and kinds[stem + SCALE].shape != rows[stem]}
+                | {name for name in helpers if name.endswith(FORMAT) and math.prod(kinds[name].shape) != 1}
             ),
         )
         if wrong or not stems:

@@ -112,6 +112,9 @@ def llama_config(official: Mapping[str, Any]) -> LlamaConfig:
     missing = [key for key in _SAME_KEYS if key not in official]
     if missing:
         raise UserError(f"broken configuration: the language model lacks {', '.join(missing)}")
+    heads, shared = official["num_attention_heads"], official.get("num_key_value_heads")
+    if shared and heads % shared:
+        raise UserError(f"broken configuration: {heads} attention heads cannot share {shared} of keys and values")
     bias = official.get("bias", True)
     return LlamaConfig(
         **{key: official[key] for key in _SAME_KEYS},

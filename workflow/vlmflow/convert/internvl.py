@@ -17,11 +17,21 @@ from vlmflow.convert.internvl_config import (
     native_config,
     official_dtype,
     set_dtype,
+    tile_range,
 )
-from vlmflow.convert.internvl_files import write_generation_config, write_processor, write_text_config
-from vlmflow.convert.internvl_template import own_template
-from vlmflow.convert.layout import OFFICIAL, copy_files, facts_of, made_shapes, main_dtype, naming, official_source
-from vlmflow.convert.tokenizer import check_rows, load_tokenizer
+from vlmflow.convert.internvl_files import generation_config, set_tiles, write_processor, write_text_config
+from vlmflow.convert.internvl_template import own_template, prompt_facts
+from vlmflow.convert.layout import (
+    OFFICIAL,
+    checking,
+    copy_files,
+    facts_of,
+    made_shapes,
+    main_dtype,
+    naming,
+    official_source,
+)
+from vlmflow.convert.tokenizer import check_control, check_rows, load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, write_json
 from vlmflow.models.template import chat_template, check_template
@@ -102,29 +112,33 @@ def to_native(
     model's own; ``dtype`` None keeps each tensor's number format. An 8-bit checkpoint is dequantised. Raises
     :class:`UserError` before a weight is written if anything does not fit.
     """
-    official = _official_config(folder)
+    official, config = _official_config(folder)
+    with naming(folder / "config.json"):
+        tile_range(official, max_tiles)
     template = template or own_template(folder, official)
     tokenizer = load_tokenizer(folder, _TOKENS)
-    check_rows(tokenizer, official["llm_config"]["vocab_size"], list(_TOKENS.values())[:3], folder)
+    *read, unread = _TOKENS.values()
+    check_rows(tokenizer, config.text_config.vocab_size, read, folder, {unread})
+    check_control(tokenizer, official["llm_config"], folder)
     tokenizer.chat_template = chat_template(template, "internvl")
     fit_tokenizer(tokenizer)
     with naming(folder):
         check_template(tokenizer)
-    config = native_config(official, tokenizer.convert_tokens_to_ids(_TOKENS["context_image_token"]))
+    config.image_token_id = tokenizer.convert_tokens_to_ids(_TOKENS["context_image_token"])
+    generation = generation_config(folder, config, tokenizer)
     tensors = _official_tensors(folder, official, dtype)
     pieces = plan(internvl_rules(official), tensors.kinds, folder)
     if any(HEAD in piece.targets for piece in pieces):  # stored apart, so it counts whatever the configuration says
         _untie(config)
+    shapes = _expected(config, folder)
     with naming(folder):
-        kinds = write_tensors(
-            tensors, pieces, output, expected_tensors(config), dtype=dtype, max_shard_bytes=max_shard_bytes
-        )
+        kinds = write_tensors(tensors, pieces, output, shapes, dtype=dtype, max_shard_bytes=max_shard_bytes)
     if dtype is not None:
         set_dtype(config, dtype)
     write_text_config(config, output)
     tokenizer.save_pretrained(output)
     tiles = write_processor(official, max_tiles, output)
-    write_generation_config(folder, config, tokenizer, output)
+    generation.save_pretrained(output)
     copy_files(folder, output / OFFICIAL)
     dequantised = len(tensors.quantised) if isinstance(tensors, Int8) else 0
     return {**facts_of(kinds), "template": template, "max_tiles": tiles, "dequantised": dequantised}
@@ -142,21 +156,23 @@ def to_official(
 
     Configuration, code and tokenizer are those of ``official_files`` (an official directory), by default those kept
     in ``folder``/official; they are copied, never made or run. A checkpoint that was in 8 bits comes back in the model
-    directory's number format, without ``quantization_config``.
+    directory's number format, without ``quantization_config``. The tiles of a picture are the model directory's.
     """
     source = official_source(folder, official_files)
-    official = _official_config(source)
-    family = read_json(folder / "config.json").get("model_type")
+    official, config = _official_config(source)
+    with checking("broken configuration", folder / "config.json"):
+        family = read_json(folder / "config.json").get("model_type")
     if family != InternVLConfig.model_type:
         raise UserError(f"wrong family: {family}, not {InternVLConfig.model_type}", file=folder / "config.json")
-    native = InternVLConfig.from_pretrained(folder, local_files_only=True)
-    config = native_config(official)
+    with checking("broken configuration", folder / "config.json"):
+        native = InternVLConfig.from_pretrained(folder, local_files_only=True)
     if not native.tie_word_embeddings:
         _untie(config)
     _check_same(native, config, folder)
+    prompts, changed = prompt_facts(folder, source, official), set_tiles(official, folder)
     tensors = Checkpoint(folder)
     rules = inverse(internvl_rules(official))
-    like = {name: Kind(torch.float32, shape) for name, shape in expected_tensors(config).items()}
+    like = {name: Kind(torch.float32, shape) for name, shape in _expected(config, source).items()}
     shapes = made_shapes(plan(rules, like), like)
     pieces = plan(rules, tensors.kinds, folder)
     with naming(folder):
@@ -164,19 +180,26 @@ def to_official(
     copy_files(source, output)
     removed, stored = official.pop("quantization_config", None) is not None, main_dtype(kinds)
     if removed or stored != official_dtype(official):
+        changed = True
         for part in (official, official["llm_config"], official["vision_config"]):
             part["torch_dtype"] = str(stored).removeprefix("torch.")
         official["llm_config"].pop("quantization_config", None)
+    if changed:
         write_json(output / "config.json", official)
-    return {**facts_of(kinds), "quantization_removed": removed}
+    return {**facts_of(kinds), **prompts, "quantization_removed": removed, "max_tiles": tile_range(official)[1]}
 
 
-def _official_config(folder: Path) -> dict[str, Any]:
-    """The content of an official config.json that transformers' InternVL can compute."""
+def _official_config(folder: Path) -> tuple[dict[str, Any], InternVLConfig]:
+    """The content of an official config.json, and what it is in transformers' InternVL, less ``image_token_id``."""
     official: dict[str, Any] = read_json(folder / "config.json")
     with naming(folder / "config.json"):
-        native_config(official)
-    return official
+        return official, native_config(official)
+
+
+def _expected(config: InternVLConfig, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor; :class:`UserError` if transformers can make no model of the configuration."""
+    with checking("broken configuration", folder / "config.json"):
+        return expected_tensors(config)
 
 
 def _official_tensors(folder: Path, official: Mapping[str, Any], dtype: torch.dtype | None) -> Tensors:
@@ -185,7 +208,7 @@ def _official_tensors(folder: Path, official: Mapping[str, Any], dtype: torch.dt
     quantisation = official.get("quantization_config")
     if not quantisation:
         return checkpoint
-    if not quantisation.get("load_in_8bit"):
+    if not isinstance(quantisation, dict) or not quantisation.get("load_in_8bit"):
         raise UserError(
             "unsupported checkpoint: it is quantised, and not in LLM.int8 format",
             "use the checkpoint that is not quantised",

@@ -11,10 +11,12 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import InternVLConfig, InternVLVisionConfig, LlamaConfig, Phi3Config, PreTrainedConfig, Qwen2Config
+from transformers.activations import ACT2FN
+from transformers.models.internvl.modeling_internvl import NORM2FN
 
 from vlmflow.convert.internlm2 import llama_config
+from vlmflow.convert.layout import checking
 from vlmflow.errors import UserError
 
 INTERNLM2 = "InternLM2ForCausalLM"
@@ -42,6 +44,10 @@ _VISION_KEYS = {  # official name -> transformers' name, default of configuratio
     "initializer_range": ("initializer_range", 0.02),
     "initializer_factor": ("layer_scale_init_value", 0.1),
 }
+_SIZES = {
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "image_size",
+    "patch_size", "num_channels", "vocab_size", "max_position_embeddings",
+}  # fmt: skip
 _QK_NORM_EPS = 1e-6  # transformers' InternVLVisionAttention has no setting for it
 
 
@@ -51,10 +57,8 @@ def native_config(official: Mapping[str, Any], image_token_id: int | None = None
     ``image_token_id`` is the id of <IMG_CONTEXT>, which the tokenizer knows; None leaves transformers' default, good
     for names and shapes only. Raises :class:`UserError` where transformers cannot compute the same.
     """
-    try:
+    with checking("broken configuration"):
         return _native_config(official, image_token_id)
-    except (KeyError, TypeError, ValueError, AttributeError, StrictDataclassError) as error:
-        raise UserError(f"broken configuration: {error!r}") from None
 
 
 def _native_config(official: Mapping[str, Any], image_token_id: int | None) -> InternVLConfig:
@@ -81,12 +85,24 @@ def _native_config(official: Mapping[str, Any], image_token_id: int | None) -> I
 
 def check_official(official: Mapping[str, Any]) -> None:
     """Raise :class:`UserError` unless this is the configuration of an InternVL that transformers can compute."""
+    if not isinstance(official, dict):
+        raise UserError("broken configuration: it is no JSON object")
     if official.get("model_type") != "internvl_chat":
         found = official.get("model_type") or official.get("architectures")
         raise UserError(f"wrong family: {found}, not internvl_chat (official InternVL)", field="model_type")
     lacking = [key for key in ("vision_config", "llm_config") if not isinstance(official.get(key), dict)]
     if lacking:
         raise UserError(f"broken configuration: there is no {' and no '.join(lacking)}")
+    for part in ("vision_config", "llm_config"):
+        for key in _SIZES & official[part].keys():
+            size = official[part][key]
+            if isinstance(size, int) and size < 1:
+                raise UserError(f"broken configuration: {key} is {size}", field=f"{part}.{key}")
+        for key, known in (("hidden_act", ACT2FN), ("norm_type", NORM2FN)):
+            name = official[part].get(key)
+            if name is not None and name not in known:
+                reason = f"unsupported model: {key} {name}"
+                raise UserError(reason, f"there is {', '.join(sorted(known))}", field=f"{part}.{key}")
     version = official.get("ps_version", "v1")
     if version != "v2":
         raise UserError(
@@ -98,6 +114,7 @@ def check_official(official: Mapping[str, Any]) -> None:
     _require(official, "pad2square", False, "transformers' InternVL does not pad pictures to squares")
     for key in ("use_backbone_lora", "use_llm_lora"):
         _require(official, key, 0, "merge the LoRA with InternVL's tools/merge_lora.py first")
+    tile_range(official)
     if official.get("dynamic_image_size", False):
         _require(official, "use_thumbnail", True, "transformers adds a thumbnail whenever it cuts tiles", default=False)
     ratio = float(official.get("downsample_ratio", 0.5))
@@ -118,6 +135,35 @@ def tile_tokens(official: Mapping[str, Any]) -> int:
 def tile_side(official: Mapping[str, Any]) -> int:
     """Side of a tile in pixels."""
     return _side(official)
+
+
+def tile_range(official: Mapping[str, Any], max_tiles: int | None = None) -> tuple[int, int]:
+    """The fewest and the most tiles of a picture, thumbnail apart; ``max_tiles`` None takes the model's own limit.
+
+    Raises :class:`UserError` if there is no number between them.
+    """
+    dynamic = official.get("dynamic_image_size", False)
+    if not dynamic and max_tiles is not None and max_tiles != 1:
+        raise UserError(
+            f"unsupported option: {max_tiles} tiles for a model that sees a picture as one (dynamic_image_size false)",
+            "leave max_tiles out",
+            field="max_tiles",
+        )
+    fewest, most = (official.get("min_dynamic_patch", 1), official.get("max_dynamic_patch", 6)) if dynamic else (1, 1)
+    for key, value in (("min_dynamic_patch", fewest), ("max_dynamic_patch", most)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"broken configuration: {key} {value!r} is no number of tiles", field=key)
+    if fewest > most:
+        raise UserError(
+            f"broken configuration: at least {fewest} and at most {most} tiles of a picture", field="min_dynamic_patch"
+        )
+    if max_tiles is not None and max_tiles < fewest:
+        raise UserError(
+            f"unsupported option: at most {max_tiles} tiles for a model that cuts {fewest} (min_dynamic_patch)",
+            f"give max_tiles {fewest} or more",
+            field="max_tiles",
+        )
+    return fewest, most if max_tiles is None else max_tiles
 
 
 def language_architecture(official_llm: Mapping[str, Any]) -> str:
@@ -155,7 +201,7 @@ def official_dtype(official: Mapping[str, Any]) -> torch.dtype:
     """The number format that the model is to compute in."""
     name = official.get("torch_dtype") or official["llm_config"].get("torch_dtype") or "bfloat16"
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise UserError(f"broken configuration: no number format {name}", field="torch_dtype")
     return dtype
 

@@ -9,7 +9,9 @@ from typing import Any
 from transformers import GenerationConfig, InternVLConfig, PreTrainedTokenizerFast
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from vlmflow.convert.internvl_config import tile_side, tile_tokens
+from vlmflow.convert.internvl_config import tile_range, tile_side, tile_tokens
+from vlmflow.convert.layout import checking, generation_settings
+from vlmflow.errors import UserError
 from vlmflow.files import read_json, write_json
 from vlmflow.models.template_tokenizer import end_of_turn
 
@@ -29,9 +31,7 @@ def write_processor(official: Mapping[str, Any], max_tiles: int | None, output: 
 
     Written by hand, because the video half of that class needs torchvision even where no video is read.
     """
-    dynamic = official.get("dynamic_image_size", False)
-    fewest = official.get("min_dynamic_patch", 1) if dynamic else 1
-    most = (max_tiles or official.get("max_dynamic_patch", 6)) if dynamic else 1
+    fewest, most = tile_range(official, max_tiles)
     side = {"height": tile_side(official), "width": tile_side(official)}
     pictures = {
         "do_convert_rgb": True,
@@ -57,20 +57,32 @@ def write_processor(official: Mapping[str, Any], max_tiles: int | None, output: 
         "video_processor": {"video_processor_type": "InternVLVideoProcessor", **pictures},
     }
     write_json(output / "processor_config.json", content)
-    return int(most)
+    return most
 
 
-def write_generation_config(
-    folder: Path, config: InternVLConfig, tokenizer: PreTrainedTokenizerFast, output: Path
-) -> None:
-    """Write generation_config.json: the official one, and an answer ends at the end of a turn, as in official chat."""
+def set_tiles(official: dict[str, Any], folder: Path) -> bool:
+    """Give an official config.json the tiles that the processor of the model directory cuts; say if that changed it."""
+    file = folder / "processor_config.json"
+    with checking("broken processor", file):
+        pictures = read_json(file)["image_processor"]
+        found = int(pictures["min_patches"]), int(pictures["max_patches"])
+    if found == tile_range(official):
+        return False
+    official |= {"dynamic_image_size": True, "use_thumbnail": True}
+    official["min_dynamic_patch"], official["max_dynamic_patch"] = found
+    return True
+
+
+def generation_config(folder: Path, config: InternVLConfig, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """The official generation_config.json, and an answer ends at the end of a turn, as in official chat."""
     file = folder / "generation_config.json"
-    given: dict[str, Any] = read_json(file) if file.is_file() else {}
-    given.pop("transformers_version", None)
-    ends = given.pop("eos_token_id", None)
+    given = read_json(file) if file.is_file() else {}
+    known = given if isinstance(given, dict) else {}
+    ends = known.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(isinstance(end, int) for end in ends):
+        raise UserError(f"broken generation settings: eos_token_id {ends}", file=file, field="eos_token_id")
     ends = list(dict.fromkeys([*ends, *end_of_turn(tokenizer)]))
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.text_config.pad_token_id
-    given |= {"eos_token_id": ends, "pad_token_id": padding}
-    given.setdefault("bos_token_id", config.text_config.bos_token_id)
-    GenerationConfig(**given).save_pretrained(output)
+    start = known.get("bos_token_id", config.text_config.bos_token_id)
+    return generation_settings(given, file, bos_token_id=start, eos_token_id=ends, pad_token_id=padding)

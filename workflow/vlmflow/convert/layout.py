@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig
 
 from vlmflow.errors import UserError
 from vlmflow.files import MANIFEST
@@ -19,6 +21,8 @@ OFFICIAL = "official"
 """Folder in a model directory that keeps the files, other than weights, which the official one came with."""
 RECORD = "vlmflow.json"
 """File beside the official ones that holds what a conversion must know to be undone."""
+_BROKEN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, StrictDataclassError)
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack"}
 _OURS = {MANIFEST, "provenance.json", RECORD}
 
@@ -54,6 +58,35 @@ def naming(file: Path) -> Iterator[None]:
         if known.file is not None:
             raise
         raise UserError(known.reason, known.advice, file=file, record=known.record, field=known.field) from None
+
+
+@contextmanager
+def checking(what: str, file: Path | None = None) -> Iterator[None]:
+    """What a library says of content that it cannot use becomes a :class:`UserError`: ``what``, then its words.
+
+    To be put around calls that work on good content only; errors of torch about sizes are such too.
+    """
+    try:
+        yield
+    except _BROKEN as error:
+        words = " ".join(str(error).split())[:300]
+        raise UserError(f"{what}: {type(error).__name__}: {words}", file=file) from None
+
+
+def generation_settings(given: Any, file: Path, **ours: Any) -> GenerationConfig:
+    """The content of a generation_config.json with ``ours`` in it.
+
+    Settings for sampling that is switched off are left out. Raises :class:`UserError`, which names ``file``, for others
+    that transformers would refuse to write.
+    """
+    if not isinstance(given, dict):
+        raise UserError("broken generation settings: no JSON object", file=file)
+    unused = () if given.get("do_sample") else _SAMPLING
+    kept = {key: value for key, value in given.items() if key not in ("transformers_version", *unused)}
+    with checking("broken generation settings", file):
+        made = GenerationConfig(**{**kept, **ours})
+        made.validate(strict=True)
+    return made
 
 
 def made_shapes(pieces: Sequence[Piece], kinds: Mapping[str, Kind]) -> dict[str, tuple[int, ...]]:

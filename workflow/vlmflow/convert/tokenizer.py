@@ -6,7 +6,7 @@ ids, and compared with sentencepiece itself on texts of several scripts before a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
+from vlmflow.convert.layout import checking
 from vlmflow.errors import UserError
 from vlmflow.files import read_json
 
@@ -24,6 +25,7 @@ _BPE = 2  # TrainerSpec.ModelType
 _SPACE = "▁"
 _NAMED = ("unk_token", "bos_token", "eos_token", "pad_token")
 _KEPT = ("model_max_length", "padding_side", "clean_up_tokenization_spaces")
+_FETCH = "fetch the file again; git without LFS leaves a pointer of a few lines"
 _SAMPLES = (
     'The quick brown fox, 3 x 14 = 42; it\'s 100% "here".',
     "  two spaces\n\nand\ttabs \n",
@@ -43,10 +45,15 @@ def load_tokenizer(folder: Path, names: Mapping[str, str] | None = None) -> PreT
     One that is rebuilt from tokenizer.model puts no BOS before a text: prompt templates write it.
     Raises :class:`UserError` where that cannot be.
     """
+    with checking("broken tokenizer", folder):
+        return _tokenizer(folder, names or {})
+
+
+def _tokenizer(folder: Path, names: Mapping[str, str]) -> PreTrainedTokenizerFast:
     config = _optional(folder / "tokenizer_config.json")
     added = _added_tokens(folder, config)
     if (folder / "tokenizer.json").is_file():
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        backend = _from_json(folder / "tokenizer.json")
         _add(backend, added, folder)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         backend = _from_vocabulary(folder)
@@ -62,7 +69,7 @@ def load_tokenizer(folder: Path, names: Mapping[str, str] | None = None) -> PreT
     backend.add_tokens([AddedToken(token, normalized=False, special=True) for token in _extra_tokens(folder, config)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        extra_special_tokens=dict(names or {}),
+        extra_special_tokens=dict(names),
         **specials,
         **{key: config[key] for key in _KEPT if key in config},
     )
@@ -70,25 +77,57 @@ def load_tokenizer(folder: Path, names: Mapping[str, str] | None = None) -> PreT
     return tokenizer
 
 
-def check_rows(tokenizer: PreTrainedTokenizerFast, rows: int, tokens: Sequence[str], folder: Path) -> None:
-    """Raise :class:`UserError` unless ``tokens`` have ids of their own, below the ``rows`` of the embedding table."""
+def check_rows(
+    tokenizer: PreTrainedTokenizerFast, rows: int, tokens: Sequence[str], folder: Path, unread: Collection[str] = ()
+) -> None:
+    """Raise :class:`UserError` unless ``tokens`` have ids of their own and every id is a row of the embedding table.
+
+    ``rows``: of the table. Tokens of ``unread`` never reach the model; they need no row.
+    """
     for token in tokens:
         ids = tokenizer(token, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
             raise UserError(
                 f"wrong tokenizer: it has no token {token}", "is this the folder of the model?", file=folder
             )
-        if ids[0] >= rows:
-            raise UserError(
-                f"wrong tokenizer: token {token} has id {ids[0]}, the embedding table {rows} rows",
-                "tokenizer and weights are of different models",
-                file=folder,
-            )
+    vocabulary = tokenizer.get_vocab()
+    beyond = sorted((index, token) for token, index in vocabulary.items() if index >= rows and token not in unread)
+    if beyond:
+        index, token = beyond[0]
+        raise UserError(
+            f"wrong tokenizer: token {token} has id {index}, the embedding table {rows} rows"
+            + (f" (and {len(beyond) - 1} more)" if len(beyond) > 1 else ""),
+            "tokenizer and weights are of different models",
+            file=folder,
+        )
+
+
+def check_control(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any], folder: Path) -> None:
+    """Raise :class:`UserError` unless BOS and EOS of a language model's ``config`` are control tokens."""
+    for key in ("bos_token_id", "eos_token_id"):
+        named = config.get(key)
+        for index in named if isinstance(named, list) else [] if named is None else [named]:
+            if index not in tokenizer.added_tokens_decoder:
+                raise UserError(
+                    f"wrong tokenizer: config.json has {key} {index}, which is no control token of it",
+                    "tokenizer and weights are of different models",
+                    file=folder,
+                )
+
+
+def _from_json(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises no other class
+        raise UserError(f"broken tokenizer: {error}", _FETCH, file=file) from None
 
 
 def _from_vocabulary(folder: Path) -> Tokenizer:
     """The byte-level BPE of Qwen2, without tokens of its own."""
-    vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    try:
+        vocabulary, merges = BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    except Exception as error:  # as above
+        raise UserError(f"broken tokenizer: vocab.json or merges.txt: {error}", _FETCH, file=folder) from None
     bare = Qwen2Tokenizer(vocab=vocabulary, merges=merges, unk_token=None, eos_token=None, pad_token=None)
     backend: Tokenizer = bare.backend_tokenizer
     return backend
@@ -101,6 +140,8 @@ def _from_sentencepiece(file: Path, config: Mapping[str, Any], added: Mapping[in
         model.ParseFromString(file.read_bytes())
     except Exception as error:  # protobuf's DecodeError, whose module differs between its versions
         raise UserError(f"broken tokenizer: not a sentencepiece model: {error}", file=file) from None
+    if not model.pieces:
+        raise UserError("broken tokenizer: a sentencepiece model without pieces", _FETCH, file=file)
     if model.trainer_spec.model_type != _BPE:
         raise UserError(
             "unsupported tokenizer: a sentencepiece model that is not BPE",
@@ -176,6 +217,8 @@ def _added_tokens(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedTok
         for index, entry in config.get("added_tokens_decoder", {}).items()
     }
     for token, index in _optional(folder / "added_tokens.json").items():
+        if not isinstance(index, int):
+            raise UserError(f"broken tokenizer: id {index!r} of {token}", file=folder / "added_tokens.json")
         known = found.setdefault(int(index), AddedToken(token, normalized=False, special=token in specials))
         if known.content != token:
             raise UserError(
@@ -239,4 +282,7 @@ def _text(token: Any) -> str:
 
 
 def _optional(file: Path) -> dict[str, Any]:
-    return dict(read_json(file)) if file.is_file() else {}
+    content = read_json(file) if file.is_file() else {}
+    if not isinstance(content, dict):
+        raise UserError("broken tokenizer: no JSON object", file=file)
+    return content
