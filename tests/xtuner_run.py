@@ -142,9 +142,9 @@ def internvl_state(
     return state | adapters(f"{model}language_model.{wrap}", LAYERS, language, RANK, mark) | mlp1(model)
 
 
-def save(state: State, path: Path) -> Path:
-    """As mmengine.runner.save_checkpoint does."""
-    torch.save({"state_dict": state, "meta": {"epoch": 1, "cfg": "model = dict()"}}, path)
+def save(state: Any, path: Path, config: str = "model = dict()") -> Path:
+    """As mmengine.runner.save_checkpoint does; ``config`` is what Config.pretty_text gives."""
+    torch.save({"state_dict": state, "meta": {"epoch": 1, "cfg": config}}, path)
     return path
 
 

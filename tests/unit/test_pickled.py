@@ -9,7 +9,7 @@ import subprocess
 import sys
 import types
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,13 +73,13 @@ def test_a_file_of_mmengine(tmp_path: Path, bookkeeping: dict[str, Any], new: bo
     torch.save(content, tmp_path / "iter_10.pth", _use_new_zipfile_serialization=new)
     for name in [name for name in sys.modules if name.startswith("mmengine")]:
         del sys.modules[name]
-    check(read_training_checkpoint(tmp_path / "iter_10.pth"))
+    check(read_training_checkpoint(tmp_path / "iter_10.pth").weights)
     assert not any(name.startswith("mmengine") for name in sys.modules)
 
 
 def test_a_plain_table(tmp_path: Path) -> None:
     torch.save(dict(STATE), tmp_path / "a.pth")
-    check(read_training_checkpoint(tmp_path / "a.pth"))
+    check(read_training_checkpoint(tmp_path / "a.pth").weights)
 
 
 def save_raw(content: object, path: Path, protocol: int) -> None:
@@ -168,19 +168,32 @@ def test_files_that_are_nothing(tmp_path: Path, content: bytes, reason: str) -> 
         read_training_checkpoint(tmp_path / "a.pth")
 
 
-def test_a_truncated_file(tmp_path: Path) -> None:
-    torch.save({"state_dict": STATE}, tmp_path / "a.pth")
-    whole = (tmp_path / "a.pth").read_bytes()
-    for size in (10, len(whole) // 2, len(whole) - 30):
-        (tmp_path / "a.pth").write_bytes(whole[:size])
-        with pytest.raises(UserError, match="not a PyTorch file"):
-            read_training_checkpoint(tmp_path / "a.pth")
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize("name", ["a.pth", "iter_1.pth/mp_rank_00_model_states.pt"])
+def test_a_truncated_file(tmp_path: Path, name: str, new: bool) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"module": {"a": torch.ones(10_000)}}, path, _use_new_zipfile_serialization=new)
+    whole = path.read_bytes()
+    for size in (1, 2, 10, 2000, len(whole) // 2, 20_000, len(whole) - 2000, len(whole) - 50, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="cut off or not a PyTorch file") as caught:
+            read_training_checkpoint(tmp_path / name.split("/")[0])
+        assert caught.value.problem.file == path
+
+
+def test_plain_containers_in_the_bookkeeping(tmp_path: Path) -> None:
+    meta = {"rows": deque([1, 2], 5), "tables": defaultdict(list, a=[1]), "nested": defaultdict(dict), "cfg": "a = 1"}
+    torch.save({"state_dict": STATE, "meta": meta}, tmp_path / "a.pth")
+    trained = read_training_checkpoint(tmp_path / "a.pth")
+    check(trained.weights)
+    assert trained.config == "a = 1"
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"state_dict": {"a": 1}}, "a and 0 more entries are no tensors"),
+        ({"state_dict": {"a": 1}}, "its entry a is no tensor but int"),
         ({"state_dict": {}}, "holds no weights"),
         ([torch.ones(1)], "holds no weights"),
     ],
@@ -198,8 +211,8 @@ def test_a_directory_of_stage_2(tmp_path: Path, bookkeeping: dict[str, Any]) -> 
     content = {"module": STATE, "param_shapes": [], "ds_config": {"train_batch_size": 8}, **bookkeeping}
     torch.save(content, folder / "mp_rank_00_model_states.pt")
     torch.save(Hostile(os.system, "true"), folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt")  # is not read
-    check(read_training_checkpoint(folder))
-    check(read_training_checkpoint(folder / "mp_rank_00_model_states.pt"))
+    check(read_training_checkpoint(folder).weights)
+    check(read_training_checkpoint(folder / "mp_rank_00_model_states.pt").weights)
 
 
 def write_stage_3(folder: Path, state: dict[str, torch.Tensor], processes: int) -> None:
@@ -234,7 +247,7 @@ def trained() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("processes", [1, 2, 4, 11])
 def test_a_directory_of_stage_3(tmp_path: Path, processes: int) -> None:
     write_stage_3(tmp_path / "iter_10.pth", trained(), processes)
-    state = read_training_checkpoint(tmp_path / "iter_10.pth")
+    state = read_training_checkpoint(tmp_path / "iter_10.pth").weights
     assert list(state) == list(trained())
     assert all(torch.equal(state[name], value) for name, value in trained().items())
 
@@ -243,7 +256,7 @@ def test_stage_3_is_put_together_as_deepspeed_does(tmp_path: Path) -> None:
     zero_to_fp32 = pytest.importorskip("deepspeed.utils.zero_to_fp32")
     write_stage_3(tmp_path / "iter_10.pth", trained(), 4)
     theirs = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(tmp_path), tag="iter_10.pth")
-    ours = read_training_checkpoint(tmp_path / "iter_10.pth")
+    ours = read_training_checkpoint(tmp_path / "iter_10.pth").weights
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from vlmflow.weights.stream import write_tensors
 logger = logging.getLogger(__name__)
 HEAD = "lm_head"
 _PEFT = "base_model.model."
+_OTHER = "give the whole checkpoint that XTuner wrote, and as init the model that it trained"
 
 
 def import_adapter(config: FinetuneOptions, checkpoint: Path, model: Path, output: Path) -> None:
@@ -46,7 +48,7 @@ def import_adapter(config: FinetuneOptions, checkpoint: Path, model: Path, outpu
     with naming(checkpoint):
         parts = _Parts(AutoConfig.from_pretrained(model.parent, local_files_only=True), tensors)
         parts.check(config)
-        with staged_directory(output.parent) as directory:
+        with staged_directory(output.parent, checkpoint, model) as directory:
             parts.write_projector(directory)
             if parts.adapter:
                 parts.write_adapter(directory, config, model)
@@ -70,7 +72,8 @@ class _Parts:
         self._tensors = tensors
         self._tied = bool(self._network.config.tie_word_embeddings)
         self._modules = {disk_name(name, config): name for name in self._network.state_dict()}
-        pieces = self._in_memory(plan(xtuner_rules(config), tensors.kinds))
+        with _advising():
+            pieces = self._in_memory(plan(xtuner_rules(config), tensors.kinds))
         self.adapter = [piece for piece in pieces if is_adapter(piece.targets[0])]
         whole = [piece for piece in pieces if not is_adapter(piece.targets[0])]
         self.projector = [piece for piece in whole if piece.targets[0].startswith(PROJECTOR)]
@@ -88,7 +91,7 @@ class _Parts:
             renamed.append(piece._replace(targets=tuple(found)))
         if unexpected:
             reason = "trained over another model, this one has no such layers: " + listed(unexpected=unexpected)
-            raise UserError(reason, "name the model that XTuner trained")
+            raise UserError(reason, _OTHER)
         return renamed
 
     def _in_module_tree(self, target: str) -> str | None:
@@ -200,12 +203,25 @@ def _write(tensors: Tensors, pieces: Sequence[Piece], expected: Mapping[str, tup
         try:
             piece.make(*(torch.empty(kind.shape, device="meta") for kind in kinds))
         except (RuntimeError, UserError):
-            raise UserError(f"{piece.sources[0]} {list(kinds[0].shape)} is of a model of other dimensions") from None
+            reason = f"{piece.sources[0]} {list(kinds[0].shape)} is of a model of other dimensions"
+            raise UserError(reason, _OTHER) from None
     scratch = file.with_suffix(".part")
     scratch.mkdir()
-    write_tensors(tensors, pieces, scratch, expected, max_shard_bytes=sys.maxsize)
+    with _advising():
+        write_tensors(tensors, pieces, scratch, expected, max_shard_bytes=sys.maxsize)
     (scratch / WEIGHTS).rename(file)
     scratch.rmdir()
+
+
+@contextmanager
+def _advising() -> Iterator[None]:
+    """Errors that name no file, which are about tensors that do not fit, get advice for a checkpoint of XTuner."""
+    try:
+        yield
+    except UserError as error:
+        if error.problem.file is not None:
+            raise
+        raise UserError(error.problem.reason, _OTHER, field=error.problem.field) from None
 
 
 def _targets(pieces: Sequence[Piece]) -> list[str]:

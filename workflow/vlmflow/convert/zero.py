@@ -22,8 +22,8 @@ _OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_st
 _EXPORT = "write one file with DeepSpeed's zero_to_fp32.py, in a place where you trust the checkpoint, and give that"
 
 
-def read_deepspeed(folder: Path, unpickled: Callable[[Path], Any]) -> dict[str, torch.Tensor]:
-    """Name -> value of every tensor of the model; ``unpickled`` reads one file.
+def read_deepspeed(folder: Path, unpickled: Callable[[Path], Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Name -> value of every tensor of the model, and what lies beside them; ``unpickled`` reads one file.
 
     Stages 1 and 2 store the weights whole. Stage 3 stores them as parts of the optimizer's float32 copy, one file per
     process; only what was trained is in there. Raises :class:`UserError` if parts are missing or do not add up.
@@ -31,21 +31,22 @@ def read_deepspeed(folder: Path, unpickled: Callable[[Path], Any]) -> dict[str, 
     if len(list(folder.glob("mp_rank_*_model_states.pt"))) > 1:
         raise UserError("weights that were split by tensor parallelism", _EXPORT, file=folder)
     if (folder / _WHOLE).is_file():
-        state = _entry(unpickled(folder / _WHOLE), "module", folder / _WHOLE)
-        if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        content = unpickled(folder / _WHOLE)
+        state = _entry(content, "module", folder / _WHOLE)
+        if not isinstance(state, dict) or not state:
             raise UserError("its entry 'module' is no table of tensors", _EXPORT, file=folder / _WHOLE)
-        return state
+        return state, content
     if not (folder / _PART.format(0)).is_file():
         inner = sorted(path.name for path in folder.glob("*.pth"))
         advice = f"name one of {', '.join(inner[:5])} in it" if inner else f"it should hold {_WHOLE}"
         raise UserError("no directory that DeepSpeed or `xtuner convert pth_to_hf` wrote", advice, file=folder)
-    return _joined(folder, unpickled)
+    content = unpickled(folder / _PART.format(0))
+    groups = _entry(content, "param_shapes", folder / _PART.format(0))
+    return _joined(folder, groups, unpickled), content
 
 
-def _joined(folder: Path, unpickled: Callable[[Path], Any]) -> dict[str, torch.Tensor]:
+def _joined(folder: Path, groups: Any, unpickled: Callable[[Path], Any]) -> dict[str, torch.Tensor]:
     """The weights of stage 3: of each tensor every process has an equal share, the last one padded."""
-    first = folder / _PART.format(0)
-    groups = _entry(unpickled(first), "param_shapes", first)
     shapes = {name: shape for group in groups for name, shape in group.items()}
     files = _optimizer_files(folder)
     flat = [_flat(file, len(files), unpickled) for file in files]
