@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, CLIPVisionModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from llava_parts import NODE, equal, values
 from official import write_weights
 from official_llava import PICTURE, make_llava_official, reference_llava_logits
 from vlmflow.convert.internvl import OFFICIAL
 from vlmflow.convert.llava import RECORD, to_native, to_official
 from vlmflow.errors import UserError
-from vlmflow.files import read_json, staged_directory, write_json
+from vlmflow.files import MARKER, read_json, staged_directory, write_json
 from vlmflow.models.build import build_model
 from vlmflow.models.directory import load_processor
+from vlmflow.models.families import llava as family
 from vlmflow.models.published import published
-from vlmflow.weights.checkpoint import Checkpoint
 
 TOWER = "model.vision_tower.vision_tower."
 
@@ -34,17 +37,6 @@ def native(source: Path, output: Path, **options: Any) -> dict[str, Any]:
 def official(model: Path, output: Path, **options: Any) -> dict[str, Any]:
     with staged_directory(output) as folder:
         return to_official(model, folder, **options)
-
-
-def values(folder: Path) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoint(folder)
-    return {name: checkpoint.read(name) for name in checkpoint.kinds}
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
-    )
 
 
 def edit(file: Path, **changes: Any) -> None:
@@ -69,7 +61,7 @@ def test_there_and_back_bit_by_bit(tower: bool, shards: int, tmp_path: Path) -> 
     assert facts["rows_added"] == back["rows_dropped"] > 0
     kept = {file.name for file in source.iterdir() if "safetensors" not in file.name}
     assert {file.name for file in (tmp_path / "model" / OFFICIAL).iterdir()} == kept | {RECORD}
-    assert {file.name for file in (tmp_path / "back").iterdir() if "safetensors" not in file.name} == kept
+    assert {file.name for file in (tmp_path / "back").iterdir() if "safetensors" not in file.name} == kept | {MARKER}
     for file in kept:
         assert (tmp_path / "back" / file).read_bytes() == (source / file).read_bytes()
 
@@ -200,6 +192,41 @@ def anyres(folder: Path) -> None:
     edit(folder / "config.json", image_aspect_ratio="anyres")
 
 
+def aspect_ratio(value: str | None) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", image_aspect_ratio=value)
+
+
+@pytest.mark.parametrize(("ratio", "pads"), [("pad", True), ("square", False), (None, False)])
+def test_pictures_are_treated_as_by_the_official_code(
+    ratio: str | None, pads: bool, twin: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Padded, or resized and cut out by the tower's own processor, with the tower's own statistics."""
+    source, vision = twin
+    aspect_ratio(ratio)(source)
+    side = read_json(vision / "config.json")["vision_config"]["image_size"]
+    own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.9, 0.8, 0.7], "resample": 2}
+    edit(vision / "preprocessor_config.json", **own, size={"shortest_edge": side}, crop_size=side)
+    build_model({**NODE, "checkpoint": str(source), "vision": str(vision)}, tmp_path / "model" / "manifest.json")
+    picture = Image.effect_noise((90, 60), 80).convert("RGB")
+    seen = CLIPImageProcessorPil.from_pretrained(vision)
+    square = Image.new("RGB", (90, 90), tuple(int(value * 255) for value in own["image_mean"]))  # type: ignore[attr-defined]
+    square.paste(picture, (0, 15))
+    expected = seen([square if pads else picture], return_tensors="pt")["pixel_values"]
+    found = family.pixel_values(load_processor(tmp_path / "model" / "manifest.json"), [picture], None)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def many_tokens(folder: Path) -> None:
+    content = read_json(folder / "tokenizer.json")
+    first, model = 1 + max(token["id"] for token in content["added_tokens"]), content["added_tokens"][-1]
+    content["added_tokens"] += [{**model, "id": first + index, "content": f"<|x{index}|>"} for index in range(500)]
+    write_json(folder / "tokenizer.json", content)
+
+
+def changed(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", **changes)
+
+
 def no_sizes(folder: Path) -> None:
     content = read_json(folder / "config.json")
     write_json(folder / "config.json", {key: value for key, value in content.items() if key != "hidden_size"})
@@ -213,6 +240,16 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (other_family, "wrong family: .*InternVLChatModel"),
     (linear, "unsupported model: mm_projector_type is linear"),
     (anyres, "unsupported model: image_aspect_ratio is anyres"),
+    (many_tokens, r"it has \d+ tokens, the embedding table \d+ rows"),
+    (changed(mm_vision_select_layer="a"), "no hidden state a in a vision tower"),
+    (changed(mm_vision_select_layer=1), "no hidden state 1 in a vision tower"),
+    (changed(mm_vision_select_feature=["patch"]), "mm_vision_select_feature is"),
+    (changed(hidden_size="x"), "broken configuration"),
+    (changed(num_attention_heads=0), "broken configuration"),
+    (changed(hidden_act="martian"), "broken configuration"),
+    (changed(rope_scaling={"type": "martian"}), "broken configuration"),
+    (changed(rope_scaling="x"), "broken configuration"),
+    (changed(quantization_config={"quant_method": "awq"}), "quantised model: .*awq"),
     (no_sizes, "broken configuration: there is no hidden_size"),
 ]
 
@@ -221,8 +258,9 @@ BROKEN: list[tuple[Callable[[Path], None], str]] = [
 def test_a_broken_one(spoil: Callable[[Path], None], message: str, twin: tuple[Path, Path], tmp_path: Path) -> None:
     source, vision = twin
     spoil(source)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         native(source, tmp_path / "model", vision=vision)
+    assert str(source) in str(caught.value.problem.file)
     assert not (tmp_path / "model").exists()
 
 

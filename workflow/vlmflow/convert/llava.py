@@ -14,7 +14,17 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from vlmflow.convert.layout import OFFICIAL, RECORD, copy_files, facts_of, made_shapes, main_dtype, official_source
+from vlmflow.convert.layout import (
+    OFFICIAL,
+    RECORD,
+    checking,
+    copy_files,
+    facts_of,
+    made_shapes,
+    main_dtype,
+    naming,
+    official_source,
+)
 from vlmflow.convert.tokenizer import load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, write_json
@@ -22,6 +32,7 @@ from vlmflow.models.llava_directory import (
     HEAD,
     TABLE,
     add_placeholder,
+    check_layer,
     extended,
     llava_config,
     padded_rows,
@@ -29,13 +40,12 @@ from vlmflow.models.llava_directory import (
     set_dtype,
     write_small_files,
 )
-from vlmflow.models.parts import Chosen, config_of, generation_of, without_buffers
+from vlmflow.models.parts import Chosen, config_of, expected_of, generation_of, refuse_quantised, without_buffers
 from vlmflow.models.published import published
-from vlmflow.models.tower import vision_config, vision_part
+from vlmflow.models.tower import picture_settings, vision_config, vision_part
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.kinds import Joined, Kind, Tensors
 from vlmflow.weights.mapping import Rule, inverse, plan
-from vlmflow.weights.skeleton import expected_tensors
 from vlmflow.weights.stream import MAX_SHARD_BYTES, check_tensors, write_tensors
 
 _TOWER = "model.vision_tower.vision_tower."
@@ -43,10 +53,11 @@ _NATIVE_TOWER = "vision_tower."
 _STRATEGIES = {"patch": "default", "cls_patch": "full"}
 _REQUIRED = {
     "mm_projector_type": "mlp2x_gelu",
-    "image_aspect_ratio": "pad",
     "mm_use_im_start_end": False,
     "mm_use_im_patch_token": False,
 }
+_PADDED = {"pad": True, "square": False, None: False}
+"""image_aspect_ratio -> whether LLaVA's own code pads a picture (process_images in llava/mm_utils.py)."""
 _LLAMA_KEYS = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps",
@@ -94,12 +105,16 @@ def to_native(
     _check_projector(stored.kinds, tower, folder)
     tokenizer = load_tokenizer(folder)
     template = template or ("llama3" if "<|start_header_id|>" in tokenizer.get_vocab() else "vicuna")
-    add_placeholder(tokenizer, template)
-    text, rows = _text_config(official), official["vocab_size"]
-    config = llava_config(
-        text, tower, tokenizer, official["mm_vision_select_layer"], _STRATEGIES[official["mm_vision_select_feature"]]
-    )
-    more = padded_rows(tokenizer, rows)
+    with naming(folder):
+        add_placeholder(tokenizer, template)
+    file, layer = folder / "config.json", official["mm_vision_select_layer"]
+    check_layer(layer, tower, "mm_vision_select_layer", file)
+    with checking("broken configuration", file):
+        text, rows = _text_config(official), int(official["vocab_size"])
+    with naming(folder):
+        more = padded_rows(tokenizer, rows)
+    with checking("broken configuration", file):
+        config = llava_config(text, tower, tokenizer, layer, _STRATEGIES[official["mm_vision_select_feature"]])
     rules = llava_rules(rows, more, dtype)
     tensors: Tensors = stored
     if not inside:
@@ -108,11 +123,14 @@ def to_native(
         tensors = Joined({"": stored, "vision.": part.tensors})
         rules = [*prefixed(part.rules, "vision.", ""), *rules]
     pieces = plan(rules, tensors.kinds, folder)
-    kinds = write_tensors(
-        tensors, pieces, output, expected_tensors(config), dtype=dtype, max_shard_bytes=max_shard_bytes
-    )
+    expected = expected_of(config, file)
+    with naming(folder):
+        kinds = write_tensors(tensors, pieces, output, expected, dtype=dtype, max_shard_bytes=max_shard_bytes)
     set_dtype(config, dtype or stored.kinds[TABLE].dtype)
-    write_small_files(config, tokenizer, generation_of(folder), output)
+    pictures = picture_settings(vision) if vision is not None else {}
+    pad = _PADDED[official.get("image_aspect_ratio")]
+    with naming(folder):
+        write_small_files(config, tokenizer, generation_of(folder), output, pictures=pictures, pad=pad)
     copy_files(folder, output / OFFICIAL)
     write_json(output / OFFICIAL / RECORD, {"tower": inside, "tower_sha256": _tower_hash(output)})
     return {**facts_of(kinds), "template": template, "tower_in_checkpoint": inside, "rows_added": more - rows}
@@ -141,7 +159,8 @@ def to_official(
     record = read_json(source / RECORD) if (source / RECORD).is_file() else {"tower": True}
     inside = record["tower"] or _tower_hash(folder) != record["tower_sha256"]
     stored = Checkpoint(folder)
-    check_tensors(stored.kinds, expected_tensors(native))
+    with naming(folder):
+        check_tensors(stored.kinds, expected_of(native, folder / "config.json"))
     tensors = stored if inside else Chosen(stored, lambda name: not name.startswith(_NATIVE_TOWER))
     pieces = plan(inverse(llava_rules(rows, more)), tensors.kinds, folder)
     kinds = write_tensors(tensors, pieces, output, made_shapes(pieces, tensors.kinds), dtype=dtype,
@@ -164,14 +183,19 @@ def _official_config(folder: Path) -> dict[str, Any]:
     if "LlavaLlamaForCausalLM" not in (official.get("architectures") or []):
         found = official.get("architectures") or official.get("model_type")
         raise UserError(f"wrong family: {found}, not LlavaLlamaForCausalLM (official LLaVA)", file=file)
+    refuse_quantised(official, file)
     for key, wanted in _REQUIRED.items():
         value = official.get(key, wanted)
         if value != wanted:
             reason = f"unsupported model: {key} is {value}"
             raise UserError(reason, f"supported is {wanted}, as in LLaVA 1.5", file=file, field=key)
+    ratio = official.get("image_aspect_ratio")
+    if ratio not in list(_PADDED):
+        reason = f"unsupported model: image_aspect_ratio is {ratio}"
+        raise UserError(reason, "supported is pad, as in LLaVA 1.5, or none", file=file, field="image_aspect_ratio")
     official.setdefault("mm_vision_select_layer", -2)
     official.setdefault("mm_vision_select_feature", "patch")
-    if official["mm_vision_select_feature"] not in _STRATEGIES:
+    if official["mm_vision_select_feature"] not in list(_STRATEGIES):
         reason = f"unsupported model: mm_vision_select_feature is {official['mm_vision_select_feature']}"
         raise UserError(reason, f"there is {', '.join(_STRATEGIES)}", file=file, field="mm_vision_select_feature")
     lacking = [key for key in _NEEDED if key not in official]
@@ -226,12 +250,14 @@ def _native_config(folder: Path) -> LlavaConfig:
     family = config_of(folder).get("model_type")
     if family != LlavaConfig.model_type:
         raise UserError(f"wrong family: {family}, not {LlavaConfig.model_type}", file=folder / "config.json")
-    return LlavaConfig.from_pretrained(folder, local_files_only=True)
+    with checking("broken configuration", folder / "config.json"):
+        return LlavaConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _check_same(native: LlavaConfig, official: Mapping[str, Any], folder: Path) -> None:
     """Refuse a model directory that computes something else than its official configuration says."""
-    ours, theirs = native.text_config.to_dict(), _text_config(official).to_dict()
+    with checking("broken configuration", folder / "config.json"):
+        ours, theirs = native.text_config.to_dict(), _text_config(official).to_dict()
     keys = [*(key for key in _LLAMA_KEYS if key not in _NOT_COMPUTED), "rope_parameters"]
     different = [key for key in keys if ours.get(key) != theirs.get(key)]
     if native.text_config.vocab_size < official["vocab_size"]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlmflow.convert import internvl, llava
+from vlmflow.convert.layout import checking, naming
 from vlmflow.errors import UserError
 from vlmflow.files import sha256_file, staged_directory, write_manifest
 from vlmflow.models.directory import PROJECTOR
@@ -18,6 +20,7 @@ from vlmflow.models.language import Language, language_part, own_template
 from vlmflow.models.llava_directory import (
     TABLE,
     add_placeholder,
+    check_layer,
     extended,
     llava_config,
     padded_rows,
@@ -27,12 +30,13 @@ from vlmflow.models.llava_directory import (
     write_small_files,
 )
 from vlmflow.models.native import copy_native, is_native
-from vlmflow.models.parts import config_of
+from vlmflow.models.parts import config_of, expected_of
+from vlmflow.models.published import check_published
 from vlmflow.models.tower import Tower, vision_part
 from vlmflow.provenance import write_provenance
-from vlmflow.weights.kinds import Joined, Kind, State
+from vlmflow.weights.kinds import Joined, State
 from vlmflow.weights.mapping import Rule, plan
-from vlmflow.weights.skeleton import expected_tensors, skeleton
+from vlmflow.weights.skeleton import skeleton
 from vlmflow.weights.stream import write_tensors
 
 logger = logging.getLogger(__name__)
@@ -50,12 +54,33 @@ def build_model(config: dict[str, Any], output: Path) -> None:
     builders: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {"llava": _llava, "internvl": _internvl}
     if config["family"] not in builders:
         raise UserError(f"no model family '{config['family']}'", f"there is {', '.join(builders)}", field="family")
-    with staged_directory(output.parent) as directory:
+    _check_unused(config)
+    parts = {part: Path(config[part]) for part in _PARTS if config.get(part)}
+    for part, place in parts.items() if config.get("published") else ():
+        check_published(config["published"], part, place)
+    places = list(parts.values())
+    with staged_directory(output.parent, *places) as directory:
         facts = builders[config["family"]](config, directory)
         logger.info("%s", facts)
-        places = [Path(config[part]) for part in _PARTS if config.get(part)]
         write_provenance(directory, config, {str(place): _content_hash(place) for place in places}, **facts)
         write_manifest(directory, family=config["family"], template=facts["template"])
+
+
+def _check_unused(config: dict[str, Any]) -> None:
+    """Raise :class:`UserError` for what a node says and nothing would read."""
+    llava_family, whole = config["family"] == "llava", bool(config.get("checkpoint"))
+    if llava_family:
+        _refuse(config, "max_tiles", "a LLaVA sees a picture as one tile")
+    if whole:
+        _refuse(config, "image_size", "a complete checkpoint keeps the picture size it was trained with")
+        _refuse(config, "language", "a complete checkpoint holds its language model")
+    if whole and not llava_family:
+        _refuse(config, "vision", "a complete checkpoint holds its tower")
+
+
+def _refuse(config: dict[str, Any], key: str, why: str) -> None:
+    if config.get(key) is not None:
+        raise UserError(f"unused setting: {why}", f"leave out `{key}`", field=key)
 
 
 def _internvl(config: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -71,9 +96,8 @@ def _llava(config: dict[str, Any], directory: Path) -> dict[str, Any]:
         language = language_part(_place(config, "language"))
         return _from_parts(language, vision_part(_place(config, "vision"), config["image_size"]), config, directory)
     folder, dtype = _place(config, "checkpoint"), _dtype(config)
-    if config.get("image_size") is not None:
-        raise UserError("a complete checkpoint keeps the picture size it was trained with", field="image_size")
     if is_native(config_of(folder), "llava"):
+        _refuse(config, "vision", "a checkpoint in transformers' layout holds its tower")
         return copy_native(folder, directory, "llava", template=config["template"], dtype=dtype)
     vision = _place(config, "vision") if config.get("vision") else None
     return llava.to_native(folder, directory, template=config["template"], dtype=dtype, vision=vision)
@@ -81,23 +105,41 @@ def _llava(config: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 def _from_parts(language: Language, tower: Tower, config: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Language model and tower around a new projector; the language model's number format is the whole model's."""
-    template = config["template"] or own_template(language.model_type, language.config, language.tokenizer)
-    add_placeholder(language.tokenizer, template)
-    rows, more = language.config.vocab_size, padded_rows(language.tokenizer, language.config.vocab_size)
-    dtype = _dtype(config) or _kind_of_table(language).dtype
-    model = llava_config(language.config, tower.config, language.tokenizer, config["feature_layer"])
+    place = Path(config["language"])
+    with naming(place):
+        template = config["template"] or own_template(language.model_type, language.config, language.tokenizer)
+        add_placeholder(language.tokenizer, template)
+        rows, more = language.config.vocab_size, padded_rows(language.tokenizer, language.config.vocab_size)
+        dtype = _dtype(config) or _dtype_of_table(language)
+    check_layer(config["feature_layer"], tower.config)
+    with checking("broken configuration", place):
+        model = llava_config(language.config, tower.config, language.tokenizer, config["feature_layer"])
     set_dtype(model, dtype)
     rules = [
         *prefixed(extended(language.rules, rows, more, dtype), "language.", "language_model."),
         *prefixed(tower.rules, "vision.", ""),
         Rule(("projector.**",), ("multi_modal_projector.**",)),
     ]
+    expected = expected_of(model, place)
     projector = _new_projector(model, config["seed"], grown=more > rows)
     parts = {"language.": language.tensors, "vision.": tower.tensors, "projector.": projector}
     tensors = Joined(parts)
-    kinds = write_tensors(tensors, plan(rules, tensors.kinds), directory, expected_tensors(model), dtype=dtype)
-    write_small_files(model, language.tokenizer, language.generation, directory)
+    with _placing(config):
+        kinds = write_tensors(tensors, plan(rules, tensors.kinds), directory, expected, dtype=dtype)
+    with naming(place):
+        write_small_files(model, language.tokenizer, language.generation, directory, pictures=tower.pictures)
     return {"template": template, "tensors": len(kinds), "bytes": sum(kind.nbytes for kind in kinds.values())}
+
+
+@contextmanager
+def _placing(config: dict[str, Any]) -> Iterator[None]:
+    """Errors about tensors name the part that these are of."""
+    try:
+        yield
+    except UserError as error:
+        known = error.problem
+        part = "language" if "language" in known.reason or "vision" not in known.reason else "vision"
+        raise UserError(known.reason, known.advice, file=known.file or config[part], field=known.field) from None
 
 
 def _new_projector(model: Any, seed: int, grown: bool) -> State:
@@ -117,12 +159,15 @@ def _new_projector(model: Any, seed: int, grown: bool) -> State:
     return State(projector.state_dict())
 
 
-def _kind_of_table(language: Language) -> Kind:
-    """Number format and shape of the embedding table."""
+def _dtype_of_table(language: Language) -> torch.dtype:
+    """Number format of the embedding table."""
     name = source_of(language.rules, TABLE)
     if name not in language.tensors.kinds:
         raise UserError(f"missing tensor {name}: these are not the weights of a causal language model")
-    return language.tensors.kinds[name]
+    dtype = language.tensors.kinds[name].dtype
+    if not dtype.is_floating_point:
+        raise UserError(f"quantised tensor {name} ({dtype})", "use the checkpoint that is not quantised")
+    return dtype
 
 
 def _dtype(config: dict[str, Any]) -> torch.dtype | None:

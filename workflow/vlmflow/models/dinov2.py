@@ -12,6 +12,7 @@ import torch
 from onnx import numpy_helper
 from transformers import Dinov2Config, Dinov2Model
 
+from vlmflow.convert.layout import checking
 from vlmflow.errors import UserError
 
 _PREFIX = "backbone."
@@ -37,6 +38,12 @@ def load_dinov2_onnx(path: Path) -> Any:
         graph = onnx.load(str(path)).graph
     except Exception as error:
         raise UserError(f"not a readable ONNX graph: {error}", file=path) from error
+    with checking("not a DINOv2 graph", path):
+        return _model(_state(graph), path)
+
+
+def _state(graph: Any) -> dict[str, torch.Tensor]:
+    """Name in Dinov2Model -> values."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     state = {name.removeprefix(_PREFIX): value for name, value in constants.items() if name.startswith(_PREFIX)}
     for node in graph.node:
@@ -45,7 +52,7 @@ def load_dinov2_onnx(path: Path) -> Any:
         if node.op_type == "MatMul" and match and weight is not None and weight.ndim == 2:
             state[match[1] + ".weight"] = weight.T
     state["embeddings.position_embeddings"] = _position_embeddings(constants, state["embeddings.cls_token"].shape[-1])
-    return _model({_rename(name): torch.from_numpy(value.copy()) for name, value in state.items()}, path)
+    return {_rename(name): torch.from_numpy(value.copy()) for name, value in state.items()}
 
 
 def _dotted(name: str) -> str:
@@ -88,7 +95,7 @@ def _model(state: dict[str, torch.Tensor], path: Path) -> Any:
 def resize_positions(model: Any, image_size: int) -> None:
     """Interpolate the position embedding once, to the grid of ``image_size``; the model does the same on the fly."""
     with torch.no_grad():
-        patches = (image_size // _PATCH) ** 2
+        patches = (image_size // model.config.patch_size) ** 2
         probe = torch.zeros(1, 1 + patches, model.config.hidden_size)
         grid = model.embeddings.interpolate_pos_encoding(probe, image_size, image_size)
         model.embeddings.position_embeddings = torch.nn.Parameter(grid.clone())

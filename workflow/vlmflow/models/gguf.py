@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from vlmflow.convert.layout import checking
 from vlmflow.errors import UserError
 
 
@@ -20,8 +21,9 @@ def load_gguf(path: Path) -> tuple[Any, Any]:
     if not path.is_file():
         raise UserError("no such file", file=path)
     options = {"gguf_file": path.name, "local_files_only": True}
-    marked = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+    with checking("not a GGUF file of a language model", path):
+        marked = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
     config = type(marked.config)(
         **{key: value for key, value in marked.config.to_dict().items() if key != "quantization_config"}
     )

@@ -9,11 +9,20 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlmflow.convert import internlm2
+from vlmflow.convert.layout import checking, naming
 from vlmflow.convert.tokenizer import load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.models.gguf import load_gguf
 from vlmflow.models.llava_directory import HEAD, TABLE, source_of
-from vlmflow.models.parts import Chosen, cleaned, config_of, generation_of, local_config, without_buffers
+from vlmflow.models.parts import (
+    Chosen,
+    cleaned,
+    config_of,
+    generation_of,
+    local_config,
+    refuse_quantised,
+    without_buffers,
+)
 from vlmflow.models.template import template_names
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.kinds import State, Tensors
@@ -64,8 +73,10 @@ def language_part(path: Path) -> Language:
 def language_config(path: Path, content: dict[str, Any]) -> tuple[Any, list[Rule]]:
     """Configuration and rules of the language model whose config.json in ``path`` holds ``content``."""
     if content.get("model_type") == "internlm2":
-        config: Any = internlm2.llama_config(content)
-        rules = internlm2.rules_of(content)
+        refuse_quantised(content, path / "config.json")
+        with checking("broken configuration", path / "config.json"), naming(path / "config.json"):
+            config: Any = internlm2.llama_config(content)
+            rules = internlm2.rules_of(content)
     else:
         config, rules = local_config(path), [_SAME]
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LlavaConfig, LlavaProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from vlmflow.convert.layout import checking
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, write_json
 from vlmflow.models.template import PLACEHOLDER, chat_template, check_template
@@ -20,6 +21,7 @@ from vlmflow.weights.mapping import Operation, Rule
 TABLE = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 _MULTIPLE = 64  # rows of an extended vocabulary
+_MOST_ADDED = 64  # tokens that people add to a vocabulary; published models with `<image>` add fewer than ten
 _STATISTICS = {
     "clip_vision_model": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
     "siglip_vision_model": ([0.5] * 3, [0.5] * 3),
@@ -28,6 +30,7 @@ _STATISTICS = {
 _CLASSLESS = ("siglip_vision_model",)
 """Towers without a class token."""
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_BEAMS = ("length_penalty", "early_stopping")
 
 
 def add_placeholder(tokenizer: Any, template: str) -> None:
@@ -39,7 +42,15 @@ def add_placeholder(tokenizer: Any, template: str) -> None:
 
 
 def padded_rows(tokenizer: Any, rows: int) -> int:
-    """Rows of the vocabulary tables: as many as there are, or a multiple of 64 if the tokenizer needs more."""
+    """Rows of the vocabulary tables: as many as there are, or a multiple of 64 if the tokenizer needs more.
+
+    Raises :class:`UserError` if so many tokens have no row that the tokenizer must be another model's.
+    """
+    if len(tokenizer) - rows > _MOST_ADDED:
+        raise UserError(
+            f"wrong tokenizer: it has {len(tokenizer)} tokens, the embedding table {rows} rows",
+            "tokenizer and weights are of different models",
+        )
     return rows if len(tokenizer) <= rows else -(-len(tokenizer) // _MULTIPLE) * _MULTIPLE
 
 
@@ -92,13 +103,7 @@ def llava_config(
     at the top is `<image>`: LMDeploy marks the places of pictures with it. Raises :class:`UserError` for a
     ``feature_layer`` that the tower does not have.
     """
-    layers = vision.num_hidden_layers
-    if not -layers - 1 <= feature_layer <= layers:
-        raise UserError(
-            f"no hidden state {feature_layer} in a vision tower of {layers} layers",
-            f"from {-layers - 1} (its input) to -1 (after the last layer)",
-            field="feature_layer",
-        )
+    check_layer(feature_layer, vision)
     classless = vision.model_type in _CLASSLESS
     text.vocab_size = padded_rows(tokenizer, text.vocab_size)
     token = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
@@ -115,27 +120,50 @@ def llava_config(
     return config
 
 
+def check_layer(layer: Any, vision: Any, field: str = "feature_layer", file: Path | None = None) -> None:
+    """Raise :class:`UserError` unless ``layer`` is a hidden state of a tower, counted from its end as LMDeploy does."""
+    layers = vision.num_hidden_layers
+    if not isinstance(layer, int) or not -layers - 1 <= layer <= -1:
+        raise UserError(
+            f"no hidden state {layer} in a vision tower of {layers} layers",
+            f"from {-layers - 1} (its input) to -1 (after the last layer)",
+            file=file,
+            field=field,
+        )
+
+
 def set_dtype(config: LlavaConfig, dtype: torch.dtype) -> None:
     """Name the number format in the configuration and its parts."""
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype
 
 
-def write_small_files(config: LlavaConfig, tokenizer: Any, generation: dict[str, Any], folder: Path) -> None:
-    """Write config.json, generation_config.json, processor and tokenizer."""
+def write_small_files(
+    config: LlavaConfig,
+    tokenizer: Any,
+    generation: dict[str, Any],
+    folder: Path,
+    *,
+    pictures: Mapping[str, Any] | None = None,
+    pad: bool = True,
+) -> None:
+    """Write config.json, generation_config.json, processor and tokenizer.
+
+    ``pictures``: mean, standard deviation and resampling that the tower was trained with, where it does not have those
+    of its kind. ``pad``: a picture is padded to a square, as LLaVA 1.5 trains, so that nothing is cut off; otherwise
+    its shorter side is resized and the middle cut out, as CLIP trains.
+    """
     write_config(config, folder)
     write_generation_config(tokenizer, generation, folder)
     side, kind = config.vision_config.image_size, config.vision_config.model_type
-    mean, std = _STATISTICS[kind]
-    pictures = LlavaImageProcessorPil(
-        do_pad=True,  # to a square, as LLaVA 1.5 trains; nothing of the picture is cut off
-        size={"height": side, "width": side},
-        do_center_crop=False,
-        image_mean=mean,
-        image_std=std,
+    square, (mean, std) = {"height": side, "width": side}, _STATISTICS[kind]
+    shape: dict[str, Any] = (
+        {"do_pad": True, "size": square, "do_center_crop": False}
+        if pad
+        else {"do_pad": False, "size": {"shortest_edge": side}, "do_center_crop": True, "crop_size": square}
     )
     LlavaProcessor(
-        image_processor=pictures,
+        image_processor=LlavaImageProcessorPil(**shape, **{"image_mean": mean, "image_std": std, **(pictures or {})}),
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=config.vision_feature_select_strategy,
@@ -155,9 +183,12 @@ def write_config(config: Any, folder: Path) -> None:
 def write_generation_config(tokenizer: Any, given: dict[str, Any], folder: Path) -> None:
     """Write generation_config.json: what was ``given``, and an answer ends with the template's end of turn.
 
-    Settings for sampling that is switched off are left out: transformers refuses to write them.
+    Settings for sampling or beams that are switched off are left out: transformers refuses to write them. Raises
+    :class:`UserError` for others that it refuses.
     """
-    unused = () if given.get("do_sample") else _SAMPLING
+    beams = given.get("num_beams")
+    unused = (*(() if given.get("do_sample") else _SAMPLING), *(_BEAMS if beams in (None, 1) else ()))
     kept = {key: value for key, value in given.items() if key not in ("transformers_version", *unused)}
     kept |= {"eos_token_id": end_of_turn(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    GenerationConfig(**kept).save_pretrained(folder)
+    with checking("broken generation_config.json"):
+        GenerationConfig(**kept).save_pretrained(folder)

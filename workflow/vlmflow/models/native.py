@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,28 @@ import torch
 from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from vlmflow.convert.tokenizer import load_tokenizer
+from vlmflow.convert.layout import OFFICIAL, naming
+from vlmflow.convert.tokenizer import check_rows, load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.files import MANIFEST, read_json, write_json
-from vlmflow.models.directory import copy_side_files
 from vlmflow.models.language import own_template
-from vlmflow.models.llava_directory import write_config, write_generation_config
-from vlmflow.models.parts import cleaned, generation_of, local_config, without_buffers
+from vlmflow.models.llava_directory import check_layer, write_config, write_generation_config
+from vlmflow.models.parts import cleaned, expected_of, generation_of, local_config, without_buffers
 from vlmflow.models.template import PLACEHOLDER, chat_template, check_template, template_names
 from vlmflow.models.template_tokenizer import fit_tokenizer
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.mapping import Rule, plan
-from vlmflow.weights.skeleton import disk_name, expected_tensors
+from vlmflow.weights.skeleton import disk_name
 from vlmflow.weights.stream import write_tensors
 
-_WEIGHTS = (".bin", ".bin.index.json", ".pt", ".pth")
-_PICTURES = "processor_config.json"
+_PICTURES, _OLDER = "processor_config.json", "preprocessor_config.json"
+_TEMPLATE = "chat_template.json"
+"""Where older releases of transformers keep the prompt template; it would go before chat_template.jinja."""
+_COPIED = (".json", ".jinja", ".txt", ".model")
+_MADE = (MANIFEST, "provenance.json", _TEMPLATE, _PICTURES, "generation_config.json")
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_VIDEO = "<video>"
+"""A token of InternVL's that never reaches the model."""
 _HEAD, _TABLE = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 
@@ -46,10 +53,12 @@ def copy_native(
     """Write the model directory of one in transformers' layout into the empty directory ``output``; return facts.
 
     Files are copied; weights get the names that LMDeploy reads too, and are checked against the configuration.
-    ``template`` None keeps the prompt template that a model directory of ours names, an InternVL's own, or takes what
-    a LLaVA's language model was trained with.
+    ``template`` None keeps the prompt template that a model directory of ours names, or what a LLaVA's language model
+    was trained with, or else the one that transformers would take. It is then the only one in ``output``.
     """
     config = cleaned(local_config(folder))
+    if family == "llava":
+        check_layer(config.vision_feature_layer, config.vision_config, "vision_feature_layer", folder / "config.json")
     text = config.text_config
     if not text.architectures:
         text.architectures = [_causal(text.model_type, folder)]
@@ -64,11 +73,14 @@ def copy_native(
         else:  # stored apart, so it counts whatever the configuration says
             config.tie_word_embeddings = text.tie_word_embeddings = False
     tokenizer = _tokenizer(folder, family)
-    name = _set_template(folder, family, config, tokenizer, template)
-    kinds = write_tensors(tensors, pieces, output, expected_tensors(config), dtype=dtype)
-    copy_side_files(folder, output)
-    for file in [file for file in output.iterdir() if file.name.endswith(_WEIGHTS)]:
-        file.unlink()
+    check_rows(tokenizer, text.vocab_size, (), folder, unread=() if family == "llava" else (_VIDEO,))
+    processor = _processor(config, max_tiles, folder)
+    with naming(folder):
+        name = _set_template(folder, family, config, tokenizer, template)
+        expected = expected_of(config, folder / "config.json")
+        write_generation_config(tokenizer, generation_of(folder), output)
+        kinds = write_tensors(tensors, pieces, output, expected, dtype=dtype)
+    _copy_files(folder, output)
     if dtype is not None:
         for part in (config, text, config.vision_config):
             part.dtype = dtype
@@ -76,8 +88,7 @@ def copy_native(
         config.pad_token_id = config.image_token_index
     write_config(config, output)
     tokenizer.save_pretrained(output)
-    write_generation_config(tokenizer, generation_of(folder), output)
-    _write_processor(config, max_tiles, output)
+    write_json(output / _PICTURES, processor)
     return {"template": name, "tensors": len(kinds), "bytes": sum(kind.nbytes for kind in kinds.values())}
 
 
@@ -98,11 +109,30 @@ def native_rules(config: Any) -> list[Rule]:
     ]
 
 
+def _copy_files(folder: Path, output: Path) -> None:
+    """Copy the small files of a model directory, and the official ones that are kept in it."""
+    copied = [file for file in folder.iterdir() if file.suffix in _COPIED and file.name not in _MADE]
+    merged = "image_processor" not in _object(folder / _PICTURES)
+    for file in copied:
+        left_out = file.name.startswith(".") or file.name.endswith(".index.json") or (merged and file.name == _OLDER)
+        if file.is_file() and not left_out:
+            shutil.copyfile(file, output / file.name)
+    for file in (folder / OFFICIAL).iterdir() if (folder / OFFICIAL).is_dir() else ():
+        (output / OFFICIAL).mkdir(exist_ok=True)
+        if file.is_file():
+            shutil.copyfile(file, output / OFFICIAL / file.name)
+
+
 def _tokenizer(folder: Path, family: str) -> Any:
     """The tokenizer; an InternVL's with the names that its picture tokens have in transformers."""
     if family == "llava":
         return load_tokenizer(folder)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise UserError(f"missing tokenizer: there is no {', '.join(_TOKENIZERS)}", file=folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare ones
+        raise UserError(f"broken tokenizer: {' '.join(str(error).split())[:300]}", file=folder) from None
 
 
 def _set_template(folder: Path, family: str, config: Any, tokenizer: Any, template: str | None) -> str:
@@ -111,19 +141,22 @@ def _set_template(folder: Path, family: str, config: Any, tokenizer: Any, templa
         raise UserError(
             f"wrong tokenizer: {PLACEHOLDER} is not token {config.image_token_index} of it",
             "tokenizer and config.json are of different models",
-            file=folder,
         )
-    if template is None and (folder / MANIFEST).is_file():
-        template = read_json(folder / MANIFEST).get("template")
+    stored = _stored_template(folder, tokenizer)
+    kept = _object(folder / MANIFEST).get("template")
+    if template is None and kept in template_names():
+        template = str(kept)
     if template is None and family == "llava":
-        template = own_template(config.text_config.model_type, config.text_config, tokenizer)
-    if template in template_names():
-        tokenizer.chat_template = chat_template(str(template), family)
-    elif not tokenizer.chat_template:
+        try:
+            template = own_template(config.text_config.model_type, config.text_config, tokenizer)
+        except UserError:
+            if not stored:
+                raise
+    tokenizer.chat_template = chat_template(template, family) if template else stored
+    if not tokenizer.chat_template:
         raise UserError(
             "unknown prompt template: the checkpoint has none",
             f"name the `template`: {', '.join(template_names())}",
-            file=folder,
             field="template",
         )
     fit_tokenizer(tokenizer)
@@ -131,21 +164,43 @@ def _set_template(folder: Path, family: str, config: Any, tokenizer: Any, templa
     return template or "the checkpoint's own"
 
 
-def _write_processor(config: Any, max_tiles: int | None, output: Path) -> None:
-    """Bring what older releases keep in two files into processor_config.json; set the tiles of a picture."""
-    file, older = output / _PICTURES, output / "preprocessor_config.json"
-    content: dict[str, Any] = read_json(file) if file.is_file() else {}
+def _stored_template(folder: Path, tokenizer: Any) -> str | None:
+    """The prompt template that transformers' processor would take; it looks into these files in this order."""
+    jinja = folder / "chat_template.jinja"
+    for name in (_PICTURES, _TEMPLATE):
+        found = _object(folder / name).get("chat_template")
+        if found is not None:
+            return _default(found)
+    return jinja.read_text(encoding="utf-8") if jinja.is_file() else _default(tokenizer.chat_template)
+
+
+def _default(templates: Any) -> str | None:
+    """The one of several named templates that is used where none is named."""
+    found = templates.get("default") if isinstance(templates, dict) else templates
+    return found if isinstance(found, str) else None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The content of a JSON file, empty if it is not there or holds something else."""
+    content = read_json(file) if file.is_file() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _processor(config: Any, max_tiles: int | None, folder: Path) -> dict[str, Any]:
+    """Content for processor_config.json, with what older releases keep in a second file, and the tiles of a picture."""
+    content = _object(folder / _PICTURES)
+    content.pop("chat_template", None)
     if "image_processor" not in content:
-        if not older.is_file():
-            raise UserError(
-                "missing file: neither processor_config.json nor preprocessor_config.json", "get the whole directory"
-            )
-        content["image_processor"] = read_json(older)
-        older.unlink()
+        if not (folder / _OLDER).is_file():
+            raise UserError(f"missing file: neither {_PICTURES} nor {_OLDER}", "get the whole directory", file=folder)
+        content["image_processor"] = read_json(folder / _OLDER)
+    pictures = content["image_processor"]
+    if not isinstance(pictures, dict):
+        raise UserError("broken processor: its image_processor is no object", file=folder / _PICTURES)
+    pictures.pop("chat_template", None)
     if config.model_type == "internvl":
         content.setdefault("processor_class", "InternVLProcessor")
         content.setdefault("image_seq_length", config.image_seq_length)
-        pictures = content["image_processor"]
         content.setdefault("video_processor", {**pictures, "video_processor_type": "InternVLVideoProcessor"})
         if max_tiles is not None:
             pictures["max_patches"] = max_tiles
@@ -155,7 +210,7 @@ def _write_processor(config: Any, max_tiles: int | None, output: Path) -> None:
         content.setdefault("patch_size", tower.patch_size)
         content.setdefault("vision_feature_select_strategy", config.vision_feature_select_strategy)
         content.setdefault("num_additional_image_tokens", int(tower.model_type != "siglip_vision_model"))
-    write_json(file, content)
+    return content
 
 
 def _causal(model_type: str, folder: Path) -> str:

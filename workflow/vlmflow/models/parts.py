@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 
+from vlmflow.convert.layout import checking
 from vlmflow.errors import UserError
 from vlmflow.files import read_json
 from vlmflow.weights.kinds import Span, Tensors, span_of
+from vlmflow.weights.skeleton import expected_tensors
 
 _BUFFERS = ("position_ids", "rotary_emb.inv_freq")
 """Constants that old releases stored."""
@@ -35,24 +37,54 @@ class Chosen:
 
 def config_of(path: Path) -> dict[str, Any]:
     """The content of a folder's config.json."""
+    if path.is_file():
+        raise UserError("a file, not a folder", "give the folder of a whole checkpoint", file=path)
     if not (path / "config.json").is_file():
         raise UserError("no Hugging Face model directory (config.json is missing)", file=path)
-    return dict(read_json(path / "config.json"))
+    return _object(path / "config.json")
 
 
 def local_config(path: Path) -> Any:
     """transformers' configuration of a folder; no code of its own is run."""
-    try:
+    content = config_of(path)
+    refuse_quantised(content, path / "config.json")
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise UserError(f"transformers has no model of type '{kind}'", "code in the folder is never run", file=path)
+    with checking("broken configuration", path / "config.json"):
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"transformers has no model of type '{config_of(path).get('model_type')}'"
-        raise UserError(reason, str(error).splitlines()[0][:200], file=path) from None
+
+
+def refuse_quantised(content: Mapping[str, Any], file: Path) -> None:
+    """Raise :class:`UserError` if a config.json is of weights that are not plain numbers (AWQ, GPTQ, bitsandbytes)."""
+    found = content.get("quantization_config")
+    if found:
+        method = found.get("quant_method", "unknown") if isinstance(found, dict) else found
+        raise UserError(
+            f"quantised model: its weights are stored by the method {method}",
+            "use the checkpoint that is not quantised",
+            file=file,
+            field="quantization_config",
+        )
+
+
+def expected_of(config: Any, file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what a model directory must contain; ``file`` is named where the configuration is none."""
+    with checking("broken configuration", file):
+        return expected_tensors(config)
 
 
 def generation_of(path: Path) -> dict[str, Any]:
     """The content of a folder's generation_config.json, empty if there is none."""
     file = path / "generation_config.json"
-    return dict(read_json(file)) if file.is_file() else {}
+    return _object(file) if file.is_file() else {}
+
+
+def _object(file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise UserError("no JSON object", "get the whole directory again", file=file)
+    return content
 
 
 def without_buffers(tensors: Tensors) -> Chosen:
