@@ -44,6 +44,7 @@ def make(folder: Path, scale: float) -> None:
     import torch
 
     from vlmflow.convert.internvl_config import native_config
+    from vlmflow.convert.internvl_files import write_processor
     from vlmflow.files import write_json, write_manifest
     from vlmflow.models.directory import PROJECTOR_FILE
     from vlmflow.models.published import published
@@ -78,6 +79,7 @@ def make(folder: Path, scale: float) -> None:
     for place in (model / "official", adapter):
         place.mkdir(parents=True)
     config.save_pretrained(model)
+    write_processor(official, None, model)
     write_json(model / "official" / "config.json", official)
     shapes = expected_tensors(config)
     write(model, shapes, torch.bfloat16)
