@@ -30,6 +30,7 @@ from vlmflow.convert.layout import (
     main_dtype,
     naming,
     official_source,
+    refuse_different,
 )
 from vlmflow.convert.tokenizer import check_control, check_rows, load_tokenizer
 from vlmflow.errors import UserError
@@ -225,12 +226,7 @@ def _check_same(native: InternVLConfig, config: InternVLConfig, folder: Path) ->
     for part in ("text_config", "vision_config"):
         keys = sorted({*ours[part], *theirs[part]} - _NOT_COMPUTED)
         different += [f"{part}.{key}" for key in keys if ours[part].get(key) != theirs[part].get(key)]
-    if different:
-        raise UserError(
-            f"wrong files: the model differs from its official files in {', '.join(different)}",
-            "name the official directory that the model was made from",
-            file=folder / "config.json",
-        )
+    refuse_different(different, folder)
 
 
 def _untie(config: InternVLConfig) -> None:

@@ -39,6 +39,16 @@ def official_source(folder: Path, given: Path | None) -> Path:
     return source
 
 
+def refuse_different(keys: Sequence[str], folder: Path) -> None:
+    """Raise :class:`UserError` if the model in ``folder`` and its official files disagree about any of these keys."""
+    if keys:
+        raise UserError(
+            f"wrong files: the model differs from its official files in {', '.join(keys)}",
+            "name the official directory that the model was made from",
+            file=folder / "config.json",
+        )
+
+
 def copy_files(source: Path, target: Path) -> None:
     """Copy the files of a directory that are neither weights nor ours, unchanged."""
     target.mkdir(exist_ok=True)

@@ -24,6 +24,7 @@ from vlmflow.convert.layout import (
     main_dtype,
     naming,
     official_source,
+    refuse_different,
 )
 from vlmflow.convert.tokenizer import load_tokenizer
 from vlmflow.errors import UserError
@@ -266,12 +267,7 @@ def _check_same(native: LlavaConfig, official: Mapping[str, Any], folder: Path) 
         different.append("mm_vision_select_layer")
     if native.vision_feature_select_strategy != _STRATEGIES[official["mm_vision_select_feature"]]:
         different.append("mm_vision_select_feature")
-    if different:
-        raise UserError(
-            f"wrong files: the model differs from its official files in {', '.join(different)}",
-            "name the official directory that the model was made from",
-            file=folder / "config.json",
-        )
+    refuse_different(different, folder)
 
 
 def _tower_hash(folder: Path) -> str:
