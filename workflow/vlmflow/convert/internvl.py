@@ -16,10 +16,9 @@ from vlmflow.convert.internvl_config import (
     language_architecture,
     native_config,
     official_dtype,
-    set_dtype,
     tile_range,
 )
-from vlmflow.convert.internvl_files import generation_config, set_tiles, write_processor, write_text_config
+from vlmflow.convert.internvl_files import generation_config, set_tiles, write_processor
 from vlmflow.convert.internvl_template import own_template, prompt_facts
 from vlmflow.convert.layout import (
     OFFICIAL,
@@ -35,6 +34,7 @@ from vlmflow.convert.layout import (
 from vlmflow.convert.tokenizer import check_control, check_rows, load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, write_json
+from vlmflow.models.directory import set_dtype, write_config
 from vlmflow.models.template import chat_template, check_template
 from vlmflow.models.template_tokenizer import fit_tokenizer
 from vlmflow.weights.checkpoint import Checkpoint
@@ -136,7 +136,7 @@ def to_native(
         kinds = write_tensors(tensors, pieces, output, shapes, dtype=dtype, max_shard_bytes=max_shard_bytes)
     if dtype is not None:
         set_dtype(config, dtype)
-    write_text_config(config, output)
+    write_config(config, output)
     tokenizer.save_pretrained(output)
     tiles = write_processor(official, max_tiles, output)
     generation.save_pretrained(output)

@@ -18,6 +18,7 @@ from transformers.models.internvl.modeling_internvl import NORM2FN
 from vlmflow.convert.internlm2 import llama_config
 from vlmflow.convert.layout import checking
 from vlmflow.errors import UserError
+from vlmflow.models.directory import set_dtype
 
 INTERNLM2 = "InternLM2ForCausalLM"
 LANGUAGE_CONFIGS: dict[str, type[PreTrainedConfig]] = {
@@ -204,12 +205,6 @@ def official_dtype(official: Mapping[str, Any]) -> torch.dtype:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise UserError(f"broken configuration: no number format {name}", field="torch_dtype")
     return dtype
-
-
-def set_dtype(config: InternVLConfig, dtype: torch.dtype) -> None:
-    """Name the number format in the configuration and its parts."""
-    for part in (config, config.text_config, config.vision_config):
-        part.dtype = dtype
 
 
 def _vision_config(official: Mapping[str, Any]) -> InternVLVisionConfig:

@@ -18,14 +18,6 @@ from vlmflow.models.template_tokenizer import end_of_turn
 _BICUBIC = 3  # PIL.Image.Resampling
 
 
-def write_text_config(config: InternVLConfig, output: Path) -> None:
-    """Write config.json, with ``architectures`` inside ``text_config`` too: LMDeploy looks for it there."""
-    config.save_pretrained(output)
-    content = read_json(output / "config.json")
-    content["text_config"]["architectures"] = config.text_config.architectures
-    write_json(output / "config.json", content)
-
-
 def write_processor(official: Mapping[str, Any], max_tiles: int | None, output: Path) -> int:
     """Write processor_config.json for transformers' InternVLProcessor; return the tiles a picture may have.
 

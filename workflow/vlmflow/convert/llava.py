@@ -29,6 +29,7 @@ from vlmflow.convert.layout import (
 from vlmflow.convert.tokenizer import load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, write_json
+from vlmflow.models.directory import set_dtype
 from vlmflow.models.llava_directory import (
     HEAD,
     TABLE,
@@ -38,7 +39,6 @@ from vlmflow.models.llava_directory import (
     llava_config,
     padded_rows,
     prefixed,
-    set_dtype,
     write_small_files,
 )
 from vlmflow.models.parts import Chosen, config_of, expected_of, generation_of, refuse_quantised, without_buffers

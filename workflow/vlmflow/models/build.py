@@ -15,7 +15,7 @@ from vlmflow.convert import internvl, llava
 from vlmflow.convert.layout import checking, naming
 from vlmflow.errors import UserError
 from vlmflow.files import sha256_file, staged_directory, write_manifest
-from vlmflow.models.directory import PROJECTOR
+from vlmflow.models.directory import PROJECTOR, set_dtype
 from vlmflow.models.language import Language, language_part, own_template
 from vlmflow.models.llava_directory import (
     TABLE,
@@ -25,7 +25,6 @@ from vlmflow.models.llava_directory import (
     llava_config,
     padded_rows,
     prefixed,
-    set_dtype,
     source_of,
     write_small_files,
 )

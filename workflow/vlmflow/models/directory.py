@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from vlmflow.errors import UserError
-from vlmflow.files import MANIFEST, MARKER, read_manifest
+from vlmflow.files import MANIFEST, MARKER, read_json, read_manifest, write_json
 from vlmflow.models.families import family_of_directory
 from vlmflow.weights.checkpoint import INDEX
 
@@ -67,17 +66,18 @@ def load_processor(manifest: Path) -> Any:
     return processor
 
 
-def save_model(model: Any, processor: Any, directory: Path, max_shard_size: str = "4GB") -> None:
-    """Write weights, configuration, processor and tokenizer as safetensors and JSON.
+def write_config(config: Any, folder: Path) -> None:
+    """Write config.json, with ``architectures`` inside ``text_config`` too: LMDeploy looks for it there."""
+    config.save_pretrained(folder)
+    content = read_json(folder / "config.json")
+    content["text_config"]["architectures"] = config.text_config.architectures
+    write_json(folder / "config.json", content)
 
-    LMDeploy's PyTorch engine looks for ``architectures`` inside ``text_config``, where transformers writes none.
-    """
-    model.save_pretrained(directory, max_shard_size=max_shard_size)
-    processor.save_pretrained(directory)
-    path = directory / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["text_config"]["architectures"] = [type(model.model.language_model).__name__.replace("Model", "ForCausalLM")]
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+def set_dtype(config: Any, dtype: torch.dtype) -> None:
+    """Name the number format in a model's configuration and in its parts."""
+    for part in (config, config.text_config, config.vision_config):
+        part.dtype = dtype
 
 
 def load_projector(model: Any, manifest: Path) -> None:

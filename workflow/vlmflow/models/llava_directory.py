@@ -13,7 +13,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from vlmflow.convert.layout import checking
 from vlmflow.errors import UserError
-from vlmflow.files import read_json, write_json
+from vlmflow.models.directory import write_config
 from vlmflow.models.template import PLACEHOLDER, chat_template, check_template
 from vlmflow.models.template_tokenizer import end_of_turn, fit_tokenizer
 from vlmflow.weights.mapping import Operation, Rule
@@ -132,12 +132,6 @@ def check_layer(layer: Any, vision: Any, field: str = "feature_layer", file: Pat
         )
 
 
-def set_dtype(config: LlavaConfig, dtype: torch.dtype) -> None:
-    """Name the number format in the configuration and its parts."""
-    for part in (config, config.text_config, config.vision_config):
-        part.dtype = dtype
-
-
 def write_small_files(
     config: LlavaConfig,
     tokenizer: Any,
@@ -170,14 +164,6 @@ def write_small_files(
         chat_template=tokenizer.chat_template,
         num_additional_image_tokens=int(kind not in _CLASSLESS),  # the class token, which "default" drops again
     ).save_pretrained(folder)
-
-
-def write_config(config: Any, folder: Path) -> None:
-    """Write config.json, with ``architectures`` inside ``text_config`` too: LMDeploy looks for it there."""
-    config.save_pretrained(folder)
-    content = read_json(folder / "config.json")
-    content["text_config"]["architectures"] = config.text_config.architectures
-    write_json(folder / "config.json", content)
 
 
 def write_generation_config(tokenizer: Any, given: dict[str, Any], folder: Path) -> None:

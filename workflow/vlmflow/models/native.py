@@ -15,8 +15,9 @@ from vlmflow.convert.layout import OFFICIAL, naming
 from vlmflow.convert.tokenizer import check_rows, load_tokenizer
 from vlmflow.errors import UserError
 from vlmflow.files import MANIFEST, read_json, write_json
+from vlmflow.models.directory import write_config
 from vlmflow.models.language import own_template
-from vlmflow.models.llava_directory import check_layer, write_config, write_generation_config
+from vlmflow.models.llava_directory import check_layer, write_generation_config
 from vlmflow.models.parts import cleaned, expected_of, generation_of, local_config, without_buffers
 from vlmflow.models.template import PLACEHOLDER, chat_template, check_template, template_names
 from vlmflow.models.template_tokenizer import fit_tokenizer

@@ -18,10 +18,9 @@ from vlmflow.models.parts import Chosen, cleaned, config_of, local_config, witho
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.kinds import State, Tensors
 from vlmflow.weights.mapping import Operation, Rule
-from vlmflow.weights.skeleton import DINOV2_NAMES
+from vlmflow.weights.skeleton import DINOV2_NAMES, NESTED
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")
-_NESTED = ("clip_vision_model", "siglip_vision_model")
 _OTHER_HALF = ("text_model.", "text_projection", "visual_projection", "logit_scale", "logit_bias")
 """Tensors of CLIP and SigLIP that see no picture."""
 _STATISTICS = {"image_mean", "image_std"}
@@ -80,7 +79,7 @@ def vision_config(path: Path) -> Any:
 
 def tower_rules(config: Any) -> list[Rule]:
     """From the names in a tower's own folder to those in a model directory."""
-    if config.model_type in _NESTED:
+    if config.model_type in NESTED:
         target = "vision_tower.vision_model.**"
         return [Rule(("vision_model.**",), (target,)), Rule(("**",), (target,))]
     layers = [

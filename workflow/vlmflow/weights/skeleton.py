@@ -18,7 +18,7 @@ _PREFIXES = (
 """Prefix of a module in memory, and in the files (what transformers writes and LMDeploy reads)."""
 _VISION = "model.vision_tower."
 _INNER = "vision_model."
-_NESTED = ("clip_vision_model", "siglip_vision_model")
+NESTED = ("clip_vision_model", "siglip_vision_model")
 """Towers whose tensors are published below ``vision_tower.vision_model``: LMDeploy finds them nowhere else."""
 
 DINOV2_NAMES = {
@@ -42,7 +42,7 @@ def disk_name(name: str, config: Any) -> str:
         inner, tower = name.removeprefix(_VISION).removeprefix(_INNER), config.vision_config.model_type
         for module, published in DINOV2_NAMES.items() if tower == "dinov2" else ():
             inner = inner.replace(f".{module}.", f".{published}.")
-        return "vision_tower." + _INNER * (tower in _NESTED) + inner
+        return "vision_tower." + _INNER * (tower in NESTED) + inner
     for module, disk in _PREFIXES:
         if name.startswith(module):
             return disk + name.removeprefix(module)
