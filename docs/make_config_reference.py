@@ -82,6 +82,8 @@ def _rows(node: Node, prefix: str) -> Iterator[str]:
 
 
 def _kind(value: Node) -> str:
+    if "oneOf" in value:
+        return " or ".join(map(_kind, value["oneOf"]))
     if "enum" in value:
         return ", ".join(map(_code, value["enum"]))
     kinds = value["type"] if isinstance(value["type"], list) else [value["type"]]

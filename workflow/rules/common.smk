@@ -18,6 +18,8 @@ except UserError as error:
 
 RESULTS = plan.results
 SCRIPTS = "workflow/scripts"
+# Training saves its state when it is asked to stop; the shell around it must not be gone before.
+IGNORING_STOPS = "trap '' TERM USR1;"
 CONFIG_FILES = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
 
 

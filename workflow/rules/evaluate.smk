@@ -24,9 +24,7 @@ rule evaluate_checkpoint:
             if "projector" in input.keys()
             else ""
         ),
-        batch_size=lambda w, resources: plan.resource(
-            "evaluations", w.name, "micro_batch_size"
-        ),
+        batch_size=lambda w, resources: plan.evaluation_batch(w.name),
     message:
         "Asking {wildcards.checkpoint} the questions of {wildcards.name}"
     shell:

@@ -26,12 +26,13 @@ rule train_adapter:
         execution=lambda w, resources: plan.execution("finetunes", w.name),
         launcher=lambda w, resources: plan.launcher("finetunes", w.name),
         checkpoints=f"{RESULTS}/checkpoints/finetune/{{name}}",
+        features=f"{RESULTS}/cache/features",
     message:
         "Fine-tuning {wildcards.name}"
     shell:
-        f"{{params.launcher}} {SCRIPTS}/train_adapter.py --config {{params.config:q}} --model {{input.model:q}}"
+        f"{IGNORING_STOPS} {{params.launcher}} {SCRIPTS}/train_adapter.py --config {{params.config:q}} --model {{input.model:q}}"
         " --projector {input.projector:q} --data {input.tokens:q} --execution {params.execution:q}"
-        " --checkpoints {params.checkpoints:q} --output {output.manifest:q} 2> >(tee {log:q} >&2)"
+        " --checkpoints {params.checkpoints:q} --output {output.manifest:q} --features {params.features:q} 2> >(tee {log:q} >&2)"
 
 
 rule import_adapter:

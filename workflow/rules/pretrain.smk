@@ -49,9 +49,10 @@ rule train_projector:
         execution=lambda w, resources: plan.execution("pretrains", w.name),
         launcher=lambda w, resources: plan.launcher("pretrains", w.name),
         checkpoints=f"{RESULTS}/checkpoints/pretrain/{{name}}",
+        features=f"{RESULTS}/cache/features",
     message:
         "Training the projector {wildcards.name} (language model and vision tower frozen)"
     shell:
-        f"{{params.launcher}} {SCRIPTS}/train_projector.py --config {{params.config:q}} --model {{input.model:q}}"
+        f"{IGNORING_STOPS} {{params.launcher}} {SCRIPTS}/train_projector.py --config {{params.config:q}} --model {{input.model:q}}"
         " --data {input.tokens:q} --execution {params.execution:q} --checkpoints {params.checkpoints:q}"
-        " --output {output.manifest:q} 2> >(tee {log:q} >&2)"
+        " --output {output.manifest:q} --features {params.features:q} 2> >(tee {log:q} >&2)"

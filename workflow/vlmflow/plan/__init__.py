@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from vlmflow.plan.data import DataPlan
 from vlmflow.plan.evaluation import EvaluationPlan
-from vlmflow.plan.training import TrainingPlan
+from vlmflow.plan.gpu import GpuPlan
 
 CHECKPOINT = r"(model|pretrain|converted)-[A-Za-z0-9_-]+(\+blind)?"
 
 
-class Plan(DataPlan, TrainingPlan, EvaluationPlan):
+class Plan(DataPlan, GpuPlan, EvaluationPlan):
     """The resolved configuration as questions that rules ask."""

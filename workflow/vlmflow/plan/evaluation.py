@@ -5,6 +5,8 @@ from __future__ import annotations
 from vlmflow.plan.nodes import Nodes
 from vlmflow.plan.values import as_json, without
 
+_AT_ONCE = 8
+
 
 class EvaluationPlan(Nodes):
     """Questions of the rules evaluate and report."""
@@ -21,6 +23,10 @@ class EvaluationPlan(Nodes):
 
     def evaluation_params(self, name: str) -> str:
         return as_json(without(self.evaluation(name), "dataset", "blind", "leakage", "resources"))
+
+    def evaluation_batch(self, name: str) -> int:
+        """Questions that are answered at once."""
+        return self.resource("evaluations", name, "micro_batch_size") or _AT_ONCE
 
     def scores(self, experiment: str) -> list[str]:
         return [f"{self._run_folder(*run)}/scores.json" for run in self.runs(experiment)]

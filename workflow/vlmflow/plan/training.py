@@ -11,6 +11,8 @@ from vlmflow.plan.values import TOKENS, as_json, number, state_of_files, without
 
 _TRAINING = ("epochs", "batch_size", "learning_rate", "weight_decay", "betas", "warmup_ratio", "schedule",
              "max_grad_norm", "precision", "seed")  # fmt: skip
+_EXECUTION = ("micro_batch_size", "gradient_checkpointing", "compile", "deepspeed", "workers", "gpu_memory_gb",
+              "feature_cache_gb", "checkpoint_steps", "checkpoint_minutes", "checkpoints_kept")  # fmt: skip
 
 
 class TrainingPlan(Nodes):
@@ -74,7 +76,9 @@ class TrainingPlan(Nodes):
 
     def pretrain_params(self, name: str) -> str:
         node = self.config["pretrains"][name]
-        return as_json({**{key: node[key] for key in (*_TRAINING, "calibrate")}, **self._mix([node["dataset"]])})
+        return as_json(
+            {**{key: node[key] for key in (*_TRAINING, "train", "calibrate")}, **self._mix([node["dataset"]])}
+        )
 
     def finetune_params(self, name: str) -> str:
         node = self.config["finetunes"][name]
@@ -97,10 +101,11 @@ class TrainingPlan(Nodes):
 
     def execution(self, section: str, name: str) -> str:
         """How a training job splits its work, as the JSON that the training scripts take."""
-        keys = ("micro_batch_size", "gradient_checkpointing", "deepspeed", "workers", "checkpoint_steps")
-        return as_json({key: self.resource(section, name, key) for key in keys})
+        return as_json({key: self.resource(section, name, key) for key in _EXECUTION})
 
     def launcher(self, section: str, name: str) -> str:
-        """``python``, or torchrun with one process per GPU."""
+        """``python``, or torchrun with one process per GPU, which passes requests to stop on to them."""
         gpus = self.resource(section, name, "gpu")
-        return "python" if gpus < 2 else f"torchrun --standalone --nproc-per-node {gpus}"
+        signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+        torchrun = f"torchrun --standalone --nproc-per-node {gpus} --signals-to-handle {signals}"
+        return "python" if gpus < 2 else torchrun

@@ -28,6 +28,7 @@ class TrainingOptions:
 class PretrainOptions(TrainingOptions):
     """Projector alignment."""
 
+    train: list[str]
     calibrate: int
 
 
@@ -38,16 +39,22 @@ class FinetuneOptions(TrainingOptions):
     method: str
     projector_learning_rate: float | None
     train_projector: bool
+    train_vision: bool = False
     lora: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the work is split and kept; the result does not depend on it."""
+    """How the work is split and kept; the result does not depend on it. None leaves the choice to the machine."""
 
-    micro_batch_size: int
-    gradient_checkpointing: bool
-    deepspeed: str | None
-    workers: int
-    checkpoint_steps: int
+    micro_batch_size: int | None = None
+    gradient_checkpointing: bool | int | str = "auto"
+    compile: bool | None = None
+    deepspeed: str | None = None
+    workers: int | None = None
+    gpu_memory_gb: float | None = None
+    feature_cache_gb: float | None = None
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float = 10
+    checkpoints_kept: int = 2
