@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from PIL import Image
 from test_tokens import internvl
 from transformers import (
+    AutoModelForImageTextToText,
     CLIPVisionConfig,
     Dinov2Config,
     InternVLConfig,
@@ -26,7 +30,7 @@ from transformers import (
 
 from vlmflow.errors import UserError
 from vlmflow.models.directory import LANGUAGE, VISION, load_processor
-from vlmflow.models.families import family_of
+from vlmflow.models.families import family_of, family_of_model
 from vlmflow.models.linears import linear_pattern
 from vlmflow.models.pictures import picture_lengths, picture_tiles, pixel_values
 from vlmflow.weights.skeleton import skeleton
@@ -148,7 +152,83 @@ def test_vision_adapters_are_on_every_linear_of_the_blocks_and_nowhere_else(towe
 
 
 def test_an_unknown_network_is_refused() -> None:
-    config = composed(LANGUAGES["llama"][0], TOWERS["clip"])
+    config = copy.deepcopy(composed(LANGUAGES["llama"][0], TOWERS["clip"]))
     config.text_config.model_type = "novel"
     with pytest.raises(UserError, match="network of type 'novel'"):
         linear_pattern(config, LANGUAGE)
+
+
+SMALL = {"image_size": 28, "patch_size": 7, **TOWER}
+SEEING = {
+    "clip": LlavaConfig(vision_config=CLIPVisionConfig(**SMALL), vision_feature_layer=-2),
+    "clip, several layers": LlavaConfig(vision_config=CLIPVisionConfig(**SMALL), vision_feature_layer=[-3, -1]),
+    "siglip": LlavaConfig(
+        vision_config=SiglipVisionConfig(**SMALL), vision_feature_layer=-1, vision_feature_select_strategy="full"
+    ),
+    "dinov2": LlavaConfig(vision_config=Dinov2Config(**SMALL), vision_feature_layer=-2),
+    "internvit": InternVLConfig(vision_config=InternVLVisionConfig(**SMALL)),
+    "internvit, norm": InternVLConfig(
+        vision_config=InternVLVisionConfig(**SMALL, use_mean_pooling=False, norm_type="rms_norm")
+    ),
+}
+
+
+def seeing(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A random model whose picture embeddings are far from zero."""
+    config = copy.deepcopy(SEEING[name])
+    config.text_config = LlamaConfig(**TEXT)
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.to(dtype).eval()
+
+
+def tiles() -> torch.Tensor:
+    return torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+
+
+def official(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    made = model.model.get_image_features(pixel_values=pixel_values).pooler_output
+    return (torch.cat(list(made)) if isinstance(made, list) else made).reshape(-1, TEXT["hidden_size"])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SEEING)
+def test_projected_features_are_the_models_own_bit_for_bit(name: str, dtype: torch.dtype, autocast: bool) -> None:
+    model, values = seeing(name, dtype), tiles().to(dtype)
+    family = family_of_model(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        features = family.features(model, values)
+        made, expected = family.project(model, features), official(model, values)
+    assert features.shape[0] == 3
+    assert features.shape[1] == len(made) // 3
+    assert made.dtype == expected.dtype
+    assert torch.equal(made, expected)
+    assert made.float().std() > 0.1
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_gradients_reach_the_tower_through_features(name: str) -> None:
+    model, values = seeing(name), tiles()
+    family = family_of_model(model)
+    weight = next(p for n, p in model.model.vision_tower.named_parameters() if "patch_embed" in n and "weight" in n)
+    official(model, values).square().sum().backward()
+    expected, weight.grad = weight.grad, None
+    family.project(model, family.features(model, values)).square().sum().backward()
+    assert torch.equal(weight.grad, expected)
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov2"])
+def test_layers_that_the_projector_does_not_read_are_not_computed(name: str) -> None:
+    model = seeing(name)
+    tower = model.model.vision_tower
+    layers = next(module for module in tower.modules() if isinstance(module, torch.nn.ModuleList))
+    layers[-1].register_forward_pre_hook(lambda *_: pytest.fail("the last layer was computed"))
+    family_of_model(model).features(model, tiles())
+
+
+def test_a_model_of_another_family_is_refused() -> None:
+    with pytest.raises(UserError, match="model of type 'novel'"):
+        family_of_model(SimpleNamespace(config=SimpleNamespace(model_type="novel")))

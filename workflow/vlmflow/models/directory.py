@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from vlmflow.errors import UserError
@@ -78,17 +77,6 @@ def set_dtype(config: Any, dtype: torch.dtype) -> None:
     """Name the number format in a model's configuration and in its parts."""
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype
-
-
-def load_projector(model: Any, manifest: Path) -> None:
-    """Replace the projector's weights by those beside ``manifest``; every tensor must find its place."""
-    read_manifest(manifest)
-    state = load_file(manifest.parent / PROJECTOR_FILE)
-    projector = model.get_submodule(PROJECTOR)
-    expected = projector.state_dict()
-    if {name: tensor.shape for name, tensor in state.items()} != {name: t.shape for name, t in expected.items()}:
-        raise UserError("the projector belongs to another model", file=manifest.parent / PROJECTOR_FILE)
-    projector.load_state_dict(state)
 
 
 def device() -> torch.device:

@@ -6,6 +6,8 @@ finds InternLM2's output matrix too, which is called ``output`` there; XTuner 0.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 from vlmflow.errors import UserError
@@ -25,15 +27,19 @@ LINEARS: dict[str, tuple[str, ...]] = {
     "internvl_vision": ("q_proj", "k_proj", "v_proj", "projection_layer", "fc1", "fc2"),
 }
 """Kind of network (``model_type``) -> names of its linear layers, in all releases of transformers that are in use."""
-_BLOCKS = {LANGUAGE: r"layers\.\d+", VISION: r"(?:vision_model\.)?encoder\.layers?\.\d+"}
+_BLOCKS = {LANGUAGE: r"layers\.", VISION: r"(?:vision_model\.)?encoder\.layers?\."}
 
 
-def linear_pattern(config: Any, part: str) -> str:
+def linear_pattern(config: Any, part: str, unused: Collection[str] = ()) -> str:
     """A regular expression for the module names of the linear layers of a part (LANGUAGE or VISION) of a model.
 
-    Raises :class:`UserError` for a network whose layers are not listed here.
+    Blocks that the parameters ``unused`` belong to are left out. Raises :class:`UserError` for a network whose layers
+    are not listed here.
     """
     kind = (config.text_config if part == LANGUAGE else config.vision_config).model_type
     if kind not in LINEARS:
         raise UserError(f"no list of linear layers for a network of type '{kind}'", f"there is {', '.join(LINEARS)}")
-    return rf"{part.replace('.', chr(92) + '.')}\.{_BLOCKS[part]}\..*\.({'|'.join(LINEARS[kind])})"
+    blocks = rf"{re.escape(part)}\.{_BLOCKS[part]}"
+    skipped = sorted({int(found[1]) for name in unused if (found := re.match(rf"{blocks}(\d+)\.", name))})
+    number = rf"(?!(?:{'|'.join(map(str, skipped))})\.)\d+" if skipped else r"\d+"
+    return rf"{blocks}{number}\..*\.({'|'.join(LINEARS[kind])})"

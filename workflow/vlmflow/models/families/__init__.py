@@ -36,8 +36,17 @@ class Family(Protocol):
     def tiles(self, processor: Any, sizes: Sequence[tuple[int, int]], max_tiles: int | None) -> list[int]:
         """Tiles of each picture of one record by (width, height) in pixels."""
 
+    def picture_limit(self, processor: Any, pictures: int, max_tiles: int | None) -> int:
+        """What each of ``pictures`` pictures of one record may be cut into; alone with this limit it looks the same."""
+
     def pixel_values(self, processor: Any, pictures: Sequence[Image.Image], max_tiles: int | None) -> torch.Tensor:
         """(tiles, 3, height, width) float32 of the pictures of one record, in order."""
+
+    def features(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(tiles, patches, width) what the projector of ``model`` (transformers' own class) reads of the tiles."""
+
+    def project(self, model: Any, features: torch.Tensor) -> torch.Tensor:
+        """(tiles x patches, hidden) embeddings of the picture tokens: ``get_image_features``, bit for bit."""
 
 
 _MODULES: tuple[Family, ...] = (llava, internvl)
@@ -45,14 +54,22 @@ _MODULES: tuple[Family, ...] = (llava, internvl)
 
 def family_of_directory(folder: Path) -> Family:
     """The family of a model directory; raises :class:`UserError` if it is none."""
-    model_type = read_json(folder / "config.json").get("model_type")
-    for module in _MODULES:
-        if model_type == module.MODEL_TYPE:
-            return module
-    known = ", ".join(module.MODEL_TYPE for module in _MODULES)
-    raise UserError(f"a model of type '{model_type}'", f"there is {known}", file=folder / "config.json")
+    return _named(read_json(folder / "config.json").get("model_type"), folder / "config.json")
+
+
+def family_of_model(model: Any) -> Family:
+    """The family of a loaded model (transformers' own class); raises :class:`UserError` if it is none."""
+    return _named(model.config.model_type, None)
 
 
 def family_of(processor: Any) -> Family:
     """The family that a loaded processor belongs to."""
     return next(module for module in _MODULES if isinstance(processor, module.PROCESSOR))
+
+
+def _named(model_type: Any, file: Path | None) -> Family:
+    for module in _MODULES:
+        if model_type == module.MODEL_TYPE:
+            return module
+    known = ", ".join(module.MODEL_TYPE for module in _MODULES)
+    raise UserError(f"a model of type '{model_type}'", f"there is {known}", file=file)

@@ -6,6 +6,7 @@ processor's, which native InternVL models use.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,15 +61,38 @@ def tile_tokens(processor: Any) -> int:
 
 def tiles(processor: Any, sizes: Sequence[tuple[int, int]], max_tiles: int | None) -> list[int]:
     """Tiles of each picture, thumbnails included; the pictures share ``max_tiles``, the processor's limit if None."""
-    cut = processor.image_processor
-    limit = tile_limit(cut.max_patches if max_tiles is None else max_tiles, len(sizes))
+    cut, limit = processor.image_processor, picture_limit(processor, len(sizes), max_tiles)
     return [tile_count(width, height, limit, cut.min_patches, cut.size["height"]) for width, height in sizes]
+
+
+def picture_limit(processor: Any, pictures: int, max_tiles: int | None) -> int:
+    """The pictures share ``max_tiles``, the processor's limit if None; thumbnails do not count."""
+    return tile_limit(processor.image_processor.max_patches if max_tiles is None else max_tiles, pictures)
 
 
 def pixel_values(processor: Any, pictures: Sequence[Image.Image], max_tiles: int | None) -> torch.Tensor:
     """(tiles, 3, 448, 448): for each picture its tiles row by row, then its thumbnail if there are several."""
-    cut = processor.image_processor
-    limit = tile_limit(cut.max_patches if max_tiles is None else max_tiles, len(pictures))
+    cut, limit = processor.image_processor, picture_limit(processor, len(pictures), max_tiles)
     made = cut(list(pictures), crop_to_patches=True, max_patches=limit, return_tensors="pt")
     values: torch.Tensor = made["pixel_values"]
     return values
+
+
+def features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(tiles, 256, 4 x tower's width): patches of the tower, four neighbours side by side (pixel shuffle)."""
+    core, config = model.model, model.config
+    last = config.vision_feature_layer == -1
+    seen = core.vision_tower(pixel_values=pixel_values.to(core.dtype), output_hidden_states=not last)
+    patches = seen.last_hidden_state if last else seen.hidden_states[config.vision_feature_layer]
+    if config.vision_feature_select_strategy == "default":
+        patches = patches[:, 1:]  # less the class token
+    tiles, count, _ = patches.shape
+    side = math.isqrt(count)
+    shuffled: torch.Tensor = core.pixel_shuffle(patches.reshape(tiles, side, side, -1), config.downsample_ratio)
+    return shuffled.flatten(1, 2)
+
+
+def project(model: Any, features: torch.Tensor) -> torch.Tensor:
+    """(tiles x 256, hidden)."""
+    embeddings: torch.Tensor = model.model.multi_modal_projector(features)
+    return embeddings.flatten(0, 1)
