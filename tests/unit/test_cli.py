@@ -10,6 +10,7 @@ import pytest
 
 from vlmflow.cli import run
 from vlmflow.errors import UserError
+from vlmflow.training.interrupts import Interrupted
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,14 @@ def test_broken_json_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run(stage, ["--config", "{"])
     assert "not a JSON object" in capsys.readouterr().err
+
+
+def test_training_that_stopped_on_request_asks_to_be_started_again(capsys: pytest.CaptureFixture[str]) -> None:
+    def stage() -> None:
+        raise Interrupted(7)
+
+    with pytest.raises(SystemExit) as end:
+        run(stage, [])
+    assert end.value.code == 75
+    message = "stopped at step 7 on request; the state is saved, run the same command again\n"
+    assert capsys.readouterr().err == message

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmflow.errors import UserError
+from vlmflow.training.interrupts import STATUS, Interrupted
 
 # Threads that wait in a busy loop make training ten times slower when anything else wants a core of a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -31,7 +32,8 @@ def run(function: Callable[..., object], argv: list[str] | None = None) -> None:
 
     ``Path``, ``int``, ``float`` and ``str`` take one value, ``list[...]`` several, ``dict`` and dataclasses a JSON
     object, so that the command which ``snakemake -p`` prints can be pasted into a terminal. A parameter with a default
-    is optional. A :class:`UserError` ends the process with status 1 and its message alone.
+    is optional. A :class:`UserError` ends the process with status 1 and its message alone, training that was asked to
+    stop and saved its state with status 75.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     arguments = vars(_parser(function).parse_args(argv))
@@ -39,6 +41,9 @@ def run(function: Callable[..., object], argv: list[str] | None = None) -> None:
         function(**arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(STATUS)
     except OSError as error:  # disk full, no permission: nothing that a traceback would explain
         sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:

@@ -1,0 +1,64 @@
+"""Being asked to stop: by Slurm before the time limit (SIGUSR1), by preemption, a shutdown or ``kill`` (SIGTERM)."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STATUS = 75
+"""Exit status of a stage that stopped on request and goes on when it is started again (EX_TEMPFAIL of sysexits.h)."""
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SAME_REQUEST = 5.0
+"""Seconds in which a repeated SIGTERM is the same request: torchrun passes on what Slurm sent to every process."""
+
+
+class Interrupted(Exception):  # noqa: N818 (a request, not an error)
+    """Training stopped on request after ``step`` optimizer steps; its state is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step} on request; the state is saved, run the same command again")
+        self.step = step
+
+
+@contextmanager
+def interrupts(clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[], bool]]:
+    """While the block runs, SIGTERM and SIGUSR1 only set a flag; the function that it yields tells whether it is set.
+
+    A second SIGTERM, more than five seconds after the first, does what it did before the block: a job that hangs can
+    be ended. To be used in the main thread (Python runs signal handlers nowhere else).
+    """
+    terminated: list[float] = []
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        asked.append(number)
+        if number != signal.SIGTERM:
+            return
+        terminated.append(clock())
+        if terminated[-1] - terminated[0] > _SAME_REQUEST:
+            signal.signal(number, previous[signal.SIGTERM])
+            signal.raise_signal(number)
+
+    previous = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number in _SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def ignore_in_worker(worker: int = 0) -> None:
+    """``worker_init_fn`` of a DataLoader: its processes leave these signals to the main process.
+
+    Slurm and ``kill -- -GROUP`` signal every process; a worker that died of it would take the main process along
+    before the state is saved. A worker ends by itself when the main process is gone.
+    """
+    del worker
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
