@@ -64,6 +64,40 @@ def test_shipped_configs_have_a_header_that_says_how_to_run_them(path: Path) -> 
     assert "Run" in head
 
 
+XTUNER = {"epochs": 1, "betas": [0.9, 0.999], "warmup_ratio": 0.03, "schedule": "cosine", "max_grad_norm": 1}
+LLAVA = {**XTUNER, "weight_decay": 0, "max_length": 1472 + 576}
+INTERNVL = {**XTUNER, "weight_decay": 0.05, "max_length": 8192, "batch_size": 8 * 8 * 2, "learning_rate": 1e-6,
+            "train_projector": True, "train_vision": False}  # fmt: skip
+INTERNVL_LORA = {"rank": 128, "alpha": 256, "dropout": 0.05, "variant": "lora", "vision_rank": 0}
+PUBLISHED: dict[tuple[str, str, str], dict[str, Any]] = {
+    ("llava_internlm2_1.8b", "pretrains", "projector"): {
+        **LLAVA, "batch_size": 32 * 8, "learning_rate": 1e-3, "train": ["projector"], "calibrate": 0,
+    },
+    ("llava_internlm2_1.8b", "finetunes", "qlora"): {
+        **LLAVA, "batch_size": 16 * 8, "learning_rate": 2e-4, "method": "qlora", "train_projector": True,
+        "lora": {"rank": 512, "alpha": 256, "dropout": 0.05, "variant": "lora", "vision_rank": 64, "vision_alpha": 16},
+        "quantization": {"type": "nf4", "double": True}, "projector_learning_rate": None,
+    },
+    ("internvl2_2b", "finetunes", "qlora"): {
+        **INTERNVL, "method": "qlora", "lora": {**INTERNVL_LORA, "vision_alpha": 16},
+        "quantization": {"type": "nf4", "double": True},
+    },
+    ("internvl2_2b", "finetunes", "lora"): {
+        **INTERNVL, "method": "lora", "lora": {**INTERNVL_LORA, "vision_alpha": 16},
+    },
+    ("internvl2_2b", "finetunes", "full"): {**INTERNVL, "method": "full"},
+}  # fmt: skip
+"""Recipe, section, node -> what XTuner 0.1.23's configuration of the same name says."""
+
+
+@pytest.mark.parametrize(("place", "published"), PUBLISHED.items(), ids=lambda part: "-".join(part))
+def test_recipes_train_as_published(place: tuple[str, str, str], published: dict[str, Any]) -> None:
+    recipe, section, name = place
+    resolved = resolve(yaml.safe_load((ROOT / "config" / "recipes" / f"{recipe}.yaml").read_text()))
+    node = resolved[section][name]
+    assert {key: node[key] for key in published} == published
+
+
 def test_defaults_reach_nested_keys_and_leave_the_input_alone() -> None:
     config = deepcopy(DEMO)
     resolved = resolve(config)
@@ -110,6 +144,13 @@ def test_defaults_reach_nested_keys_and_leave_the_input_alone() -> None:
         ("models.smollm2-vit.language", {}, "exactly one of source, path"),
         ("sources.digits.url", "https://example.org/x", "exactly one of hub, modelscope, url, pypi, package, path"),
         ("datasets.digit-questions.split", {"validation": 0.5, "test": 0.5}, "leave nothing to train on"),
+        ("pretrains.projector.train", [], "pretrains.projector.train: [] should be non-empty"),
+        ("pretrains.projector.train", ["projector", "tower"], "'tower' is not one of ['projector', 'vision', 'lang"),
+        ("pretrains.projector.train", ["vision"], "pretrains.projector.calibrate: changes the projector, which `tr"),
+        ("pretrains.projector.resources", {"deepspeed": "zero3"}, "`calibrate` needs the whole model on each GPU"),
+        ("finetunes.qlora.resources", {"deepspeed": "zero3"}, "zero3 cannot spread 4-bit weights; use zero2 or m"),
+        ("finetunes.qlora.resources", {"deepspeed": "zero3_offload"}, "zero3 cannot spread 4-bit weights"),
+        ("finetunes.qlora.train_vision", True, "finetunes.qlora.train_vision: goes with method: full; lora.vision_ra"),
     ],
 )
 def test_what_is_wrong_is_said(path: str, value: Any, message: str) -> None:
@@ -144,6 +185,18 @@ def test_a_whole_number_with_a_point_is_the_same_parameter() -> None:
     assert '"repeat": [1]' in Plan(point).finetune_params("qlora")
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("pretrains.projector.train", ["projector", "vision", "language"]),
+        ("finetunes.qlora", {**DEMO["finetunes"]["qlora"], "method": "full", "train_vision": True}),
+        ("finetunes.qlora", {**DEMO["finetunes"]["qlora"], "method": "lora", "resources": {"deepspeed": "zero3"}}),
+    ],
+)
+def test_what_learns_is_chosen(path: str, value: Any) -> None:
+    resolve(edited(path, value))
+
+
 def test_all_problems_are_reported_at_once() -> None:
     config = edited("finetunes.qlora.lerning_rate", 1)
     config["evaluations"]["held-out"]["splitt"] = "test"
@@ -166,4 +219,5 @@ def test_training_options_are_the_keys_of_the_schema() -> None:
     assert fields(PretrainOptions) - fields(TrainingOptions) == set(definitions["pretrain"]["properties"]) - own
     own = {"init", "datasets", "learning_rate", "merge", "convert", "resources", "xtuner"}
     assert fields(FinetuneOptions) - fields(TrainingOptions) == set(definitions["finetune"]["properties"]) - own
-    assert fields(Execution) == set(definitions["resources"]["properties"]) - {"gpu", "cpus", "mem_mb", "runtime"}
+    others = {"gpu", "gpu_model", "nodes", "cpus", "mem_mb", "runtime"}  # the cluster's and the plan's
+    assert fields(Execution) == set(definitions["resources"]["properties"]) - others

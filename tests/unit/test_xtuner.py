@@ -16,9 +16,8 @@ from vlmflow.convert.xtuner import import_adapter
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest
 from vlmflow.merge import merge_adapter
-from vlmflow.models.directory import load_projector
-from vlmflow.training.finetune import FULL_WEIGHTS
 from vlmflow.training.options import FinetuneOptions
+from vlmflow.training.parts import load_parts, part_file
 from xtuner_run import (
     ALPHA,
     BLOCK,
@@ -143,7 +142,7 @@ def check_exact(model: Path, adapter: Path, family: str, updates: State, project
     if not inner:  # some releases of transformers have one module less
         updates = {name.replace("vision_tower.vision_model.", "vision_tower."): new for name, new in updates.items()}
     network = load(model, family)
-    load_projector(network, adapter)
+    load_parts(network, adapter)
     wrapped = PeftModel.from_pretrained(network, adapter.parent)
     stored = load_file(adapter.parent / "adapter_model.safetensors")
     active = {name.replace(".default.weight", ".weight"): value for name, value in wrapped.state_dict().items()}
@@ -245,7 +244,7 @@ def test_full_weights(tmp_path: Path, family: str) -> None:
     ) else mlp1("model.")  # fmt: skip
     output = tmp_path / "out" / "manifest.json"
     import_adapter(options("full"), save(state, tmp_path / "a.pth"), make_base(tmp_path / "base", family), output)
-    weights = load_file(output.parent / FULL_WEIGHTS)
+    weights = load_file(output.parent / part_file("language"))
     network = load(make_base(tmp_path / "base", family), family)
     language = {name for name in network.state_dict() if name.startswith(("model.language_model.", "lm_head."))}
     assert set(weights) == language
@@ -275,7 +274,7 @@ def test_a_tied_output_matrix(tmp_path: Path) -> None:
     state["llm.lm_head.weight"] = state["llm.model.embed_tokens.weight"].clone()
     output = tmp_path / "out" / "manifest.json"
     import_adapter(options("full"), save(state, tmp_path / "a.pth"), model, output)
-    assert "lm_head.weight" not in load_file(output.parent / FULL_WEIGHTS)
+    assert "lm_head.weight" not in load_file(output.parent / part_file("language"))
     state["llm.lm_head.weight"] += 1
     with pytest.raises(UserError, match="one matrix"):
         import_adapter(options("full"), save(state, tmp_path / "a.pth"), model, output)

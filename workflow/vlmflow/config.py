@@ -19,7 +19,7 @@ from vlmflow.models.published import fill_published
 Config = dict[str, Any]
 
 SCHEMA = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.yaml"
-TARGETS = ("all", "data", "pretrain", "finetune", "merge", "evaluate", "report")
+TARGETS = ("all", "data", "pretrain", "finetune", "merge", "evaluate", "report", "plan")
 
 
 @functools.cache
@@ -160,6 +160,23 @@ def _contradictions(config: Config) -> Iterator[str]:
         mix = node["datasets"] if isinstance(node["datasets"], dict) else {}
         for dataset in (dataset for dataset, weight in mix.items() if not math.isfinite(weight)):
             yield f"finetunes.{name}.datasets.{dataset}: {mix[dataset]} is no weight"
+    yield from _untrainable(config)
+
+
+def _untrainable(config: Config) -> Iterator[str]:
+    """What learns, where that cannot be."""
+    for section in ("pretrains", "finetunes"):
+        for name, node in config[section].items():
+            place = f"{section}.{name}"
+            if (node["resources"]["deepspeed"] or "").startswith("zero3"):
+                if node.get("calibrate"):
+                    yield f"{place}.resources.deepspeed: `calibrate` needs the whole model on each GPU; use zero2"
+                if node.get("method") == "qlora":
+                    yield f"{place}.resources.deepspeed: zero3 cannot spread 4-bit weights; use zero2 or method: lora"
+            if node.get("calibrate") and "projector" not in node["train"]:
+                yield f"{place}.calibrate: changes the projector, which `train` does not name; set it to 0"
+            if node.get("train_vision") and node["method"] != "full":
+                yield f"{place}.train_vision: goes with method: full; lora.vision_rank puts adapters on the tower"
 
 
 def _unsaid(config: Config) -> Iterator[str]:

@@ -86,26 +86,6 @@ class LowRank:
         return self.tensors.read(self.module + ending).float()
 
 
-@dataclass(frozen=True)
-class Whole:
-    """The update of one weight that was trained as a whole: the trained one takes its place."""
-
-    tensors: Tensors
-    module: str
-    """Name of the tensor in its file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """That of the weight that it belongs to."""
-        return self.tensors.kinds[self.module].shape
-
-    def merge_rows(self, weight: torch.Tensor, take: Callable[[slice, torch.Tensor], object]) -> float:
-        """Hand the trained weight to ``take``; there is no error."""
-        del weight
-        take(slice(None), self.tensors.read(self.module))
-        return 0.0
-
-
 def read_adapter(folder: Path, linears: Collection[str]) -> dict[str, LowRank]:
     """Module name (as in the model that was trained) -> update, from a peft directory.
 

@@ -1,7 +1,8 @@
-"""Merge adapter and projector into the weights, one tensor at a time, and prove that the result computes the same."""
+"""Merge what training made into the weights, one tensor at a time, and prove that the result computes the same."""
 
 from __future__ import annotations
 
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,19 @@ from transformers import AutoConfig
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, staged_directory, write_manifest
-from vlmflow.lora import ADAPTER, LowRank, Whole, read_adapter
+from vlmflow.lora import ADAPTER, LowRank, read_adapter
 from vlmflow.merge_check import all_finite, check_logits
-from vlmflow.models.directory import PROJECTOR, PROJECTOR_FILE, copy_side_files
+from vlmflow.models.directory import copy_side_files
 from vlmflow.provenance import write_provenance
 from vlmflow.training.adapters import dequantise
-from vlmflow.training.finetune import FULL_WEIGHTS
 from vlmflow.training.options import FinetuneOptions
+from vlmflow.training.parts import PartWeights, part_file
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.mapping import SAME, Piece
 from vlmflow.weights.skeleton import disk_name, expected_tensors, language_linears, linear_layers
 from vlmflow.weights.stream import write_tensors
 
 logger = logging.getLogger(__name__)
-_PROJECTOR = "multi_modal_projector."
 _TOLERANCE = 1e-4
 """Largest error of a merged matrix in float32, relative to its output, that rounding explains (measured: 3e-6)."""
 
@@ -32,8 +32,9 @@ _TOLERANCE = 1e-4
 def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Path) -> None:
     """Merge the fine-tuning result ``adapter`` over the base ``model`` (manifests); write the manifest ``output``.
 
-    ``config``: ``base``, ``original`` or ``quantized`` (the 4-bit base of QLoRA, de-quantised). Merging is done in
-    float32 and stored in the base's number format. Refused are an adapter of another base, a merge that changes
+    ``config``: ``base``, ``original`` or ``quantized`` (the 4-bit base of QLoRA, de-quantised). An adapter goes over
+    the weights that its training started from, the base's or those of a part that pretraining trained. Merging is done
+    in float32 and stored in the base's number format. Refused are an adapter of another base, a merge that changes
     nothing, a matrix that computes something else than base plus adapter, and, where the model fits in memory, logits
     that differ from the unmerged ones.
     """
@@ -50,7 +51,8 @@ def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Pa
     network = AutoConfig.from_pretrained(model.parent, local_files_only=True)
     base = Checkpoint(model.parent)
     quantised = set(language_linears(network)) if config["base"] == "quantized" and options.quantization else set()
-    merging = Merging(_updates(network, adapter.parent, base), quantised, options, adapter.parent)
+    parts, updates = _trained(network, adapter.parent, base, options)
+    merging = Merging(parts, updates, quantised, options, adapter.parent)
     pieces = [merging.piece(name) for name in base.kinds]
     with staged_directory(output.parent, model, adapter) as directory:
         write_tensors(base, pieces, directory, expected_tensors(network))
@@ -73,18 +75,28 @@ def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Pa
 
 
 class Merging:
-    """What becomes of every tensor of a base, and how well it went."""
+    """What becomes of every tensor of a base, and how well it went.
+
+    A weight is the base's or, if its part was trained in full, that of ``parts``; over it goes its adapter in
+    ``updates``. Those in ``quantised`` were in 4 bits under their adapters.
+    """
 
     def __init__(
-        self, updates: dict[str, LowRank | Whole], quantised: set[str], options: FinetuneOptions, adapter: Path
+        self,
+        parts: PartWeights,
+        updates: dict[str, LowRank],
+        quantised: set[str],
+        options: FinetuneOptions,
+        adapter: Path,
     ) -> None:
-        self._updates, self._quantised, self._options, self._adapter = updates, quantised, options, adapter
+        self._parts, self._updates, self._quantised = parts, updates, quantised
+        self._options, self._adapter = options, adapter
         self.changed: set[str] = set()
         self.largest_error = 0.0
 
     def piece(self, name: str) -> Piece:
         """The step that makes the merged tensor ``name``; tensors that nothing happens to are copied byte by byte."""
-        if name not in self._updates and name not in self._quantised:
+        if name not in self._parts.kinds and name not in self._updates and name not in self._quantised:
             return Piece((name,), (name,), SAME.forward)
 
         def make(weight: torch.Tensor) -> tuple[torch.Tensor]:
@@ -103,28 +115,31 @@ class Merging:
 
     def _merge_into(self, name: str, weight: torch.Tensor) -> None:
         """Put the merged values in the place of the base's."""
-        base = dequantise(weight, self._options) if name in self._quantised else weight
-        update = self._updates.get(name)
-        if update is None:
+        base = self._parts.read(name) if name in self._parts.kinds else weight
+        if name in self._quantised:
+            base = dequantise(base, self._options)
+        if name in self._updates:
+            take = functools.partial(self._take, name, weight, base)
+            self._check(name, self._updates[name].merge_rows(base, take))
+        elif name in self._parts.kinds:
+            self._take(name, weight, weight, slice(None), base)
+        else:
             weight.copy_(base)
-            return
 
-        def take(rows: slice, merged: torch.Tensor) -> None:
-            merged = merged.to(weight.dtype)
-            if name not in self.changed and not torch.equal(merged, base[rows].to(weight.dtype)):
-                self.changed.add(name)
-            if not all_finite(merged):
-                reason = (
-                    f"the merged {name} has values that are no numbers in {str(weight.dtype).removeprefix('torch.')}"
-                )
-                raise UserError(reason, "train again; a float16 base may be too narrow", file=self._adapter)
-            weight[rows] = merged
-
-        self._check(name, update.merge_rows(base, take))
+    def _take(self, name: str, weight: torch.Tensor, before: torch.Tensor, rows: slice, merged: torch.Tensor) -> None:
+        """Store ``merged`` in some rows of ``weight``, which training found with the values ``before``."""
+        merged = merged.to(weight.dtype)
+        if name not in self.changed and not torch.equal(merged, before[rows].to(weight.dtype)):
+            self.changed.add(name)
+        if not all_finite(merged):
+            reason = f"the merged {name} has values that are no numbers in {str(weight.dtype).removeprefix('torch.')}"
+            raise UserError(reason, "train again; a float16 base may be too narrow", file=self._adapter)
+        weight[rows] = merged
 
     def check_changed(self) -> None:
-        """Raise :class:`UserError` if no tensor of language model or tower changed, whatever the projector learnt."""
-        if not any(name in self.changed for name in self._updates if not name.startswith(_PROJECTOR)):
+        """Raise :class:`UserError` if fine-tuning changed nothing but the projector, whatever was learnt before it."""
+        trained = set(self._updates) or set(self._parts.names(["vision", "language"]))
+        if not trained & self.changed:
             raise UserError(
                 "merging changed nothing but, perhaps, the projector",
                 "the adapter was never trained, or learnt less than the base's number format can hold",
@@ -141,21 +156,23 @@ class Merging:
         self.largest_error = max(self.largest_error, error)
 
 
-def _updates(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank | Whole]:
-    """Name of a weight of the base -> what it becomes. Every update must find its weight."""
-    projector = Checkpoint(folder / PROJECTOR_FILE)
-    updates: dict[str, LowRank | Whole] = {
-        disk_name(f"{PROJECTOR}.{name}", network): Whole(projector, name) for name in projector.kinds
-    }
-    expected = {name for name in base.kinds if name.startswith(disk_name(f"{PROJECTOR}.", network))}
-    if set(updates) != expected:
-        different = sorted(set(updates) ^ expected)[:3]
-        raise UserError(f"the projector belongs to another model: {different}", file=folder / PROJECTOR_FILE)
-    trained = _trained(network, folder, base)
-    twice = sorted(set(updates) & set(trained))
-    if twice:
-        raise UserError(f"trained twice, by itself and by an adapter: {twice[:3]}", file=folder)
-    updates |= trained
+def _trained(
+    network: Any, folder: Path, base: Checkpoint, options: FinetuneOptions
+) -> tuple[PartWeights, dict[str, LowRank]]:
+    """What was trained in full, and name of a weight of the base -> its adapter. All must find their weights."""
+    parts = PartWeights(folder, network)
+    shapes = {name: kind.shape for name, kind in base.kinds.items()}
+    parts.check(shapes)
+    if "projector" not in parts.parts:
+        raise UserError("no projector", "train again", file=folder / part_file("projector"))
+    if options.lora is None:
+        if (folder / ADAPTER).exists():
+            raise UserError(f"{ADAPTER} of a training without adapters", "delete what is left over", file=folder)
+        if "language" not in parts.parts:
+            raise UserError("no language model", "train again", file=folder / part_file("language"))
+        return parts, {}
+    adapted = read_adapter(folder, [name for name, _ in linear_layers(network)])
+    updates = {disk_name(f"{module}.weight", network): update for module, update in adapted.items()}
     head = disk_name("lm_head.weight", network)
     if head in updates and head not in base.kinds:
         raise UserError(
@@ -163,32 +180,14 @@ def _updates(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank 
             "train without an adapter on it",
             file=folder,
         )
-    whole = [name for name in projector.kinds if not projector.kinds[name].dtype.is_floating_point]
-    if whole:
-        raise UserError(f"no floating-point numbers: {whole[:3]}", "train again", file=folder / PROJECTOR_FILE)
-    shapes = {name: kind.shape for name, kind in base.kinds.items()}
+    twice = sorted(set(updates) & set(parts.names(["projector"])))
+    if twice:
+        raise UserError(f"trained twice, by itself and by an adapter: {twice[:3]}", file=folder)
     wrong = [name for name, update in updates.items() if shapes.get(name) != tuple(update.shape)]
     if wrong:
         reason = f"weights of another model: {len(wrong)} have no place in the base, first {wrong[0]}"
         raise UserError(reason, file=folder)
-    return updates
-
-
-def _trained(network: Any, folder: Path, base: Checkpoint) -> dict[str, LowRank | Whole]:
-    """What became of language model and tower: adapters, or all weights of the language model."""
-    full = folder / FULL_WEIGHTS
-    if not full.is_file():
-        updates = read_adapter(folder, [name for name, _ in linear_layers(network)])
-        return {disk_name(f"{module}.weight", network): update for module, update in updates.items()}
-    if (folder / ADAPTER).exists():
-        raise UserError(f"both {ADAPTER} and {FULL_WEIGHTS}", "delete the one that is left over", file=folder)
-    weights = Checkpoint(full)
-    found = {disk_name(name, network): Whole(weights, name) for name in weights.kinds}
-    found = {name: update for name, update in found.items() if not name.startswith(_PROJECTOR)}  # it has its own file
-    lacking = [name for name in base.kinds if name.startswith("language_model.") and name not in found]
-    if lacking:
-        raise UserError(f"{len(lacking)} weights are missing, first {lacking[0]}", "train again", file=full)
-    return dict(found)
+    return parts, updates
 
 
 def _options(provenance: Path) -> FinetuneOptions:

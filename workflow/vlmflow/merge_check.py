@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
 from vlmflow.errors import UserError
+from vlmflow.lora import ADAPTER
 from vlmflow.memory import available_memory
-from vlmflow.models.directory import load_directory, load_model, load_processor, load_projector
+from vlmflow.models.directory import load_directory, load_model, load_processor
 from vlmflow.models.logits import LogitsDifference, compare_logits, fixture_logits
 from vlmflow.training.adapters import dequantised_weights, load_base
-from vlmflow.training.finetune import FULL_WEIGHTS
 from vlmflow.training.options import FinetuneOptions
+from vlmflow.training.parts import load_parts
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.skeleton import disk_name
 
@@ -53,8 +53,9 @@ def check_logits(
         return {"logits_not_compared": obstacle}
     processor = load_processor(model)
     network = load_model(model, dtype=torch.float32)
+    load_parts(network, adapter)
     if quantised:
-        network.load_state_dict(dequantised_weights(load_base(model, options)), strict=False)
+        network.load_state_dict(dequantised_weights(load_base(model, options, adapter)), strict=False)
     unmerged = _with_adapter(network, adapter, lambda trained: fixture_logits(trained, processor))
     _replace(network, base, merged)
     exact = compare_logits(unmerged, fixture_logits(network, processor))
@@ -102,11 +103,8 @@ def check_rounding(difference: LogitsDifference, exact: bool = False) -> None:
 
 
 def _with_adapter(network: Any, adapter: Path, compute: Callable[[Any], list[torch.Tensor]]) -> list[torch.Tensor]:
-    """What ``compute`` gives with the trained weights in use; afterwards ``network`` has its linear layers back."""
-    load_projector(network, adapter)
-    full = adapter.parent / FULL_WEIGHTS
-    if full.is_file():
-        network.load_state_dict(load_file(full), strict=False)
+    """What ``compute`` gives with the adapter, if there is one; afterwards ``network`` has its linear layers back."""
+    if not (adapter.parent / ADAPTER).is_file():
         return compute(network)
     wrapped = PeftModel.from_pretrained(network, adapter.parent).eval()
     logits = compute(wrapped)
@@ -128,7 +126,9 @@ def _gap(
     """How far the merged model is from the one that was trained, adapter over the 4-bit base; None without one."""
     if options.quantization is None:
         return None
-    trained = _with_adapter(load_base(model, options), adapter, lambda network: fixture_logits(network, processor))
+    trained = _with_adapter(
+        load_base(model, options, adapter), adapter, lambda network: fixture_logits(network, processor)
+    )
     gap = compare_logits(trained, merged)
     logger.info("logits, merged against the 4-bit model that was trained: %s", gap)
     return gap

@@ -22,8 +22,8 @@ from vlmflow.errors import UserError
 from vlmflow.files import read_manifest, staged_directory, write_manifest
 from vlmflow.models.directory import LANGUAGE, PROJECTOR, PROJECTOR_FILE, VISION
 from vlmflow.provenance import write_provenance
-from vlmflow.training.finetune import FULL_WEIGHTS
 from vlmflow.training.options import FinetuneOptions
+from vlmflow.training.parts import part_file
 from vlmflow.weights.checkpoint import WEIGHTS
 from vlmflow.weights.kinds import Tensors
 from vlmflow.weights.mapping import Piece, listed, plan
@@ -164,7 +164,7 @@ class _Parts:
         if self._tied:
             self._drop_copy_of_embedding()
             expected.pop(f"{HEAD}.weight")
-        _write(self._tensors, self.full, expected, directory / FULL_WEIGHTS)
+        _write(self._tensors, self.full, expected, directory / part_file("language"))
 
     def _drop_copy_of_embedding(self) -> None:
         sources = {piece.targets[0]: piece.sources[0] for piece in self.full}

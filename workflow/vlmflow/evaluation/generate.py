@@ -16,9 +16,10 @@ from vlmflow.data.records import Record
 from vlmflow.errors import UserError
 from vlmflow.evaluation.scores import score_predictions
 from vlmflow.files import read_json, read_manifest, write_json, write_text
-from vlmflow.models.directory import device, load_model, load_processor, load_projector
+from vlmflow.models.directory import device, load_model, load_processor
 from vlmflow.models.pictures import picture_lengths, pixel_values
 from vlmflow.models.template import encode_prompt
+from vlmflow.training.parts import load_parts
 from vlmflow.training.samples import load_pictures, read_split
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,10 @@ def evaluate_checkpoint(
     output: Path,
     projector: Path | None = None,
 ) -> None:
-    """Write predictions.jsonl and scores.json (``output``) of ``checkpoint``: ``model``, perhaps with ``projector``.
+    """Write predictions.jsonl and scores.json (``output``) of ``checkpoint``: ``model``, or ``projector`` over it.
 
-    ``config``: split, metrics, backend, max_new_tokens, limit. A checkpoint name that ends in ``+blind`` gets the
-    pictures of other records.
+    ``projector`` is the manifest of a pretraining, whatever parts it trained. ``config``: split, metrics, backend,
+    max_new_tokens, limit. A checkpoint name that ends in ``+blind`` gets the pictures of other records.
     """
     records = read_split(data, config["split"])[: config["limit"]]
     if not records:
@@ -72,7 +73,7 @@ class Generator:
         on_gpu = torch.cuda.is_available()  # a CPU without bf16 units is many times faster in float32
         self._model = load_model(model, dtype=getattr(torch, stored) if on_gpu else torch.float32).to(device())
         if projector is not None:
-            load_projector(self._model, projector)
+            load_parts(self._model, projector)
         self._pad = self._processor.tokenizer.pad_token_id
 
     def answer(self, records: Sequence[Record], max_new_tokens: int, batch_size: int) -> list[str]:

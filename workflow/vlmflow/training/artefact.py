@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from safetensors.torch import save_file
+import torch
 
 from vlmflow.errors import UserError
-from vlmflow.files import read_manifest, staged_directory, write_json, write_manifest
-from vlmflow.models.directory import PROJECTOR, PROJECTOR_FILE
-from vlmflow.models.template import IGNORED
+from vlmflow.files import read_manifest, staged_directory, write_manifest
 from vlmflow.provenance import write_provenance
-from vlmflow.training.options import TrainingOptions
-from vlmflow.training.samples import Samples
+from vlmflow.training.metrics import BOARD
+from vlmflow.training.options import FinetuneOptions, PretrainOptions, TrainingOptions
+from vlmflow.training.parts import keep_parts, save_parts, trained_in_full, whole_parts, whole_value
+from vlmflow.training.precision import compute_dtype
 
 
 def input_hashes(**manifests: Path | None) -> dict[str, str]:
@@ -40,12 +39,7 @@ def data_hashes(tokens: Path, model: str) -> dict[str, str]:
 
 def identity(options: TrainingOptions, inputs: dict[str, str]) -> dict[str, Any]:
     """What makes a training run this one and no other."""
-    return {"options": asdict(options), "inputs": inputs}
-
-
-def is_main_process() -> bool:
-    """One process of a multi-GPU run writes."""
-    return os.environ.get("RANK", "0") == "0"
+    return {"options": asdict(options), "inputs": inputs, "dtype": str(compute_dtype(options.precision))}
 
 
 @contextmanager
@@ -56,32 +50,47 @@ def training_artefact(
     with staged_directory(output.parent) as directory:
         yield directory
         shutil.copy(checkpoints / "metrics.jsonl", directory)
+        if (checkpoints / BOARD).is_dir():
+            shutil.copytree(checkpoints / BOARD, directory / BOARD)
         write_provenance(directory, asdict(options), inputs, training=facts)
         write_manifest(directory, base=inputs["model"])
     shutil.rmtree(checkpoints)
 
 
-def save_projector(model: Any, directory: Path) -> None:
-    """``projector.safetensors``, with the names that the projector module itself uses."""
-    projector = next(module for name, module in model.named_modules() if name.endswith(PROJECTOR.split(".")[-1]))
-    state = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
-    save_file(state, directory / PROJECTOR_FILE)
+class Weights(NamedTuple):
+    """What a stage has trained, on the CPU."""
+
+    parts: dict[str, dict[str, torch.Tensor]]
+    """Part -> name -> value, of the parts that are written as a whole."""
+    adapter: dict[str, torch.Tensor]
+    """Name in the module tree -> value, of the adapters."""
 
 
-def save_example(processor: Any, samples: Samples, directory: Path) -> None:
-    """``example.json``: the first sample as the model sees it, to be looked at before trusting a run."""
-    dataset, index = samples.place(0)
-    record = samples.records[dataset][index]
-    sample = samples.sample(dataset, index)
-    ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
-    write_json(
-        directory / "example.json",
-        {
-            "id": record.id,
-            "images": [image.path for image in record.images],
-            "text": processor.tokenizer.decode(ids),
-            "supervised": processor.tokenizer.decode([label for label in labels if label != IGNORED]),
-            "tokens": len(ids),
-            "supervised_tokens": sum(label != IGNORED for label in labels),
-        },
-    )
+def trained_weights(network: Any, options: PretrainOptions | FinetuneOptions) -> Weights:
+    """What a stage has trained. All processes call this together, before the first one writes.
+
+    Fine-tuning always tells the projector, which merging takes from there.
+    """
+    parts = trained_in_full(options)
+    if isinstance(options, FinetuneOptions) and "projector" not in parts:
+        parts.append("projector")
+    adapter = {name: whole_value(value) for name, value in network.named_parameters() if ".lora_" in name}
+    return Weights(whole_parts(network, parts), adapter)
+
+
+def save_weights(
+    weights: Weights, network: Any, directory: Path, model: Path | None = None, pretrained: Path | None = None
+) -> None:
+    """Write ``weights``: a PEFT directory over ``model`` (manifest) if there are adapters, a file per part.
+
+    What the stage ``pretrained`` (manifest), which the training started from, has trained and this one has not is
+    copied, so that the base and this directory are all that merging needs.
+    """
+    if weights.adapter:
+        assert model is not None
+        network.peft_config["default"].base_model_name_or_path = str(model.parent)
+        network.save_pretrained(directory, state_dict=weights.adapter, save_embedding_layers=False)
+        (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    save_parts(weights.parts, directory)
+    if pretrained is not None:
+        keep_parts(pretrained, directory)
