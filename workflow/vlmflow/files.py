@@ -14,8 +14,8 @@ from typing import Any
 from vlmflow.errors import UserError
 
 MANIFEST = "manifest.json"
-_TELLING = ("provenance.json", "metrics.jsonl")
-"""Files that tell when, where and how fast an artefact was made; they differ between equal runs."""
+_TELLING = ("provenance.json", "metrics.jsonl", "tensorboard")
+"""Files and folders that tell when, where and how fast an artefact was made; they differ between equal runs."""
 MARKER = ".vlmflow"
 """Empty file in every folder that a stage wrote as a whole, and that it may therefore replace."""
 _WRITTEN = (MARKER, MANIFEST, "provenance.json", "problems.md")
@@ -104,7 +104,9 @@ def write_manifest(directory: Path, **facts: Any) -> dict[str, Any]:
     out. The manifest is the small file that stages hand to each other, so that touching a large file re-runs nothing.
     """
     left_out = {directory / name for name in (MANIFEST, MARKER, *_TELLING)}
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path not in left_out)
+    paths = sorted(
+        path for path in directory.rglob("*") if path.is_file() and left_out.isdisjoint((path, *path.parents))
+    )
     files = {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for path in paths

@@ -12,7 +12,7 @@ from vlmflow.report.render import render_report
 def report_experiment(
     experiment: dict[str, Any], evaluations: dict[str, Any], sources: dict[str, Any], comparison: Path, output: Path
 ) -> None:
-    """Write index.html.
+    """Write index.html and loss.svg.
 
     ``sources``: metrics (stage -> metrics.jsonl), provenance, data_reports, example (files), commands (to reproduce).
     """
@@ -24,6 +24,6 @@ def report_experiment(
         metrics_logs=sources["metrics"],
         provenance=[Path(path) for path in sources["provenance"]],
         data_reports=[Path(path) for path in sources["data_reports"]],
-        examples=Path(sources["example"]) if sources["example"] else None,
+        example=Path(sources["example"]) if sources["example"] else None,
         commands=sources["commands"],
     )

@@ -32,20 +32,22 @@ def render_report(
     metrics_logs: dict[str, str] | None = None,
     provenance: list[Path] | None = None,
     data_reports: list[Path] | None = None,
-    examples: Path | None = None,
+    example: Path | None = None,
     commands: list[str] | None = None,
     limit: int = gallery.LIMIT,
 ) -> None:
-    """Write the self-contained page ``output``.
+    """Write the self-contained page ``output``, and its loss curves beside it as loss.svg.
 
     ``comparison`` and ``evaluations`` are the output and the input of :func:`vlmflow.evaluation.compare.compare`.
     ``metrics_logs`` maps the name of a training stage to its metrics.jsonl; ``provenance`` are provenance.json files,
-    ``data_reports`` report.json files of the data stage, ``examples`` is a text of rendered training examples,
-    ``commands`` are the lines that reproduce the experiment. At most ``limit`` samples are shown.
+    ``data_reports`` report.json files of the data stage, ``example`` is the example.json of a training stage, with
+    its picture beside it, ``commands`` are the lines that reproduce the experiment. At most ``limit`` samples are
+    shown.
     """
     found = read_json(comparison)
     shown, total = gallery.samples(_runs(evaluations), limit)
     blocks = gallery.embed_pictures(shown)
+    curves = [figures.loss_figure(name, read_log(Path(path))) for name, path in (metrics_logs or {}).items()]
     page = _environment().get_template("render.html.j2")
     script = (_FOLDER / "render.js").read_text(encoding="utf-8")
     context = {
@@ -53,7 +55,7 @@ def render_report(
         "experiment": found["experiment"],
         "headline": found["headline"],
         "evaluations": found["evaluations"],
-        "curves": [figures.loss_figure(name, read_log(Path(path))) for name, path in (metrics_logs or {}).items()],
+        "curves": curves,
         "gallery": {
             "counts": gallery.counts(shown),
             "shown": len(shown),
@@ -65,12 +67,14 @@ def render_report(
         "pictures": [embedded_json(block) for block in blocks],
         "stages": [_stage(path) for path in provenance or []],
         "data": [_data_report(path, output.parent) for path in data_reports or []],
-        "examples": _examples(examples) if examples else None,
+        "example": _example(example) if example else None,
         "commands": commands or [],
-        "styles": Markup((_FOLDER / "render.css").read_text(encoding="utf-8")),
+        "styles": Markup(figures.STYLES + (_FOLDER / "render.css").read_text(encoding="utf-8")),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     }
+    if curves:
+        write_text(output.with_name("loss.svg"), figures.picture(curves))
     write_text(output, page.render(context))
 
 
@@ -176,5 +180,8 @@ def _data_report(path: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def _examples(path: Path) -> str:
-    return gallery.shown_text(path.read_text(encoding="utf-8", errors="replace"), _LONGEST_FILE)
+def _example(path: Path) -> dict[str, Any]:
+    """What a training stage saw first: id, the parts of the text, numbers of tokens, the picture as a data URI."""
+    picture = path.with_suffix(".png")
+    encoded = base64.b64encode(picture.read_bytes()).decode("ascii") if picture.is_file() else None
+    return {**read_json(path), "picture": encoded and f"data:image/png;base64,{encoded}"}
