@@ -15,14 +15,16 @@ from conftest import make_tiny_data, make_tiny_model, make_tokens, read_lines
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest
 from vlmflow.models.directory import LANGUAGE, PROJECTOR, VISION, load_model, load_processor
-from vlmflow.training import engine
+from vlmflow.training import trainer
 from vlmflow.training.adapters import load_base, make_trainable
+from vlmflow.training.attention import use_packed_attention
+from vlmflow.training.batches import Packer
 from vlmflow.training.calibrate import calibrate
 from vlmflow.training.finetune import train_adapter
 from vlmflow.training.objective import Objective
 from vlmflow.training.options import Execution, FinetuneOptions, PretrainOptions
 from vlmflow.training.pretrain import train_projector
-from vlmflow.training.samples import Samples, collate
+from vlmflow.training.samples import Samples
 
 Options = Callable[..., dict[str, Any]]
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "variant": "lora", "vision_rank": 0, "vision_alpha": 16}
@@ -31,9 +33,7 @@ SCHEDULE = {"epochs": 1, "batch_size": 4, "seed": 0}
 
 
 def execution(**changed: Any) -> Execution:
-    defaults: dict[str, Any] = {"micro_batch_size": 4, "gradient_checkpointing": False, "deepspeed": None,
-                                "workers": 0, "checkpoint_steps": 100}  # fmt: skip
-    return Execution(**{**defaults, **changed})
+    return Execution(**{"micro_batch_size": 4, "workers": 0, **changed})
 
 
 def finetune_options(training: Options, method: str = "lora", **changed: Any) -> FinetuneOptions:
@@ -47,7 +47,7 @@ def finetune_options(training: Options, method: str = "lora", **changed: Any) ->
 
 
 def pretrained(model: Path, data: Path, folder: Path, options: dict[str, Any], **how: Any) -> dict[str, torch.Tensor]:
-    config = PretrainOptions(**options, calibrate=0)
+    config = PretrainOptions(**options, train=["projector"], calibrate=0)
     train_projector(config, model, data, execution(**how), folder / "state", folder / "out" / "manifest.json")
     return load_file(folder / "out" / "projector.safetensors")
 
@@ -101,7 +101,7 @@ def test_a_killed_run_ends_in_the_same_weights(
                       tmp_path / name / "out" / "manifest.json")  # fmt: skip
 
     finetune("undisturbed")
-    step, calls = engine.VlmTrainer.training_step, 0
+    step, calls = trainer.VlmTrainer.training_step, 0
 
     def killed(self: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal calls
@@ -110,11 +110,11 @@ def test_a_killed_run_ends_in_the_same_weights(
             raise KeyboardInterrupt
         return step(self, *arguments, **named)
 
-    monkeypatch.setattr(engine.VlmTrainer, "training_step", killed)
+    monkeypatch.setattr(trainer.VlmTrainer, "training_step", killed)
     with pytest.raises(KeyboardInterrupt):
         finetune("killed")
     assert not (tmp_path / "killed" / "out").exists()
-    monkeypatch.setattr(engine.VlmTrainer, "training_step", step)
+    monkeypatch.setattr(trainer.VlmTrainer, "training_step", step)
     finetune("killed")
     assert read_json(tmp_path / "killed" / "out" / "provenance.json")["training"]["resumed_at_step"] == 3
     assert [line["step"] for line in read_lines(tmp_path / "killed" / "out" / "metrics.jsonl")] == list(range(1, 9))
@@ -125,7 +125,7 @@ def test_a_killed_run_ends_in_the_same_weights(
 def test_state_of_another_configuration_is_not_resumed(
     tiny_model: Path, tiny_tokens: Path, tmp_path: Path, training: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.VlmTrainer, "_load_from_checkpoint", lambda *_, **__: pytest.fail("resumed"))
+    monkeypatch.setattr(trainer.VlmTrainer, "_load_from_checkpoint", lambda *_, **__: pytest.fail("resumed"))
     pretrained(tiny_model, tiny_tokens, tmp_path, training(), checkpoint_steps=1)
     state = tmp_path / "state" / "0123456789abcdef" / "checkpoint-2"
     state.mkdir(parents=True)
@@ -164,12 +164,21 @@ def test_only_the_language_models_blocks_are_quantised(tiny_model: Path, trainin
     assert all(name.startswith(LANGUAGE) for name in quantised)
 
 
-def test_logits_only_where_labels_are_give_the_loss_of_the_whole(tiny_model: Path, tiny_tokens: Path) -> None:
+def test_packed_samples_give_the_loss_of_transformers_own_padded_batch(tiny_model: Path, tiny_tokens: Path) -> None:
+    """Logits only where labels are, no padding, no sample sees another."""
     model, processor = load_model(tiny_model), load_processor(tiny_model)
     samples = Samples(tiny_tokens, processor, SCHEDULE, [1])
-    batch = collate([samples[index] for index in range(4)], processor.tokenizer.pad_token_id)
-    theirs = model(**batch).loss
-    ours = Objective(model)(**batch) / (batch["labels"] != -100).sum()
+    batch = [samples[index] for index in range(4)]
+    pad = {"input_ids": processor.tokenizer.pad_token_id, "labels": -100}
+    padded = {
+        name: torch.nn.utils.rnn.pad_sequence([sample[name] for sample in batch], True, value)
+        for name, value in pad.items()
+    }
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(sample["input_ids"]) for sample in batch], True)
+    pixel_values = torch.cat([sample["pixel_values"] for sample in batch])
+    theirs = model(**padded, attention_mask=mask, pixel_values=pixel_values).loss
+    use_packed_attention(model.model.language_model)
+    ours = Objective(model)(**Packer(torch.float32)(batch)) / (padded["labels"] != -100).sum()
     torch.testing.assert_close(ours, theirs)
 
 

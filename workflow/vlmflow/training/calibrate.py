@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from vlmflow.models.directory import PROJECTOR
+from vlmflow.models.directory import PROJECTOR, VISION
 from vlmflow.training.samples import Samples
 
 
@@ -18,6 +20,22 @@ def calibrate(model: Any, samples: Samples, pictures: int, seed: int) -> None:
     embeddings; from such a start most of the projector's training goes into undoing that. Uses the first pictures of a
     seeded permutation of the training records. The function computed is still a plain two-layer projector.
     """
+    with _whole(model):
+        _calibrate(model, samples, pictures, seed)
+
+
+def _whole(model: Any) -> AbstractContextManager[Any]:
+    """While this lasts, all processes have what is needed of the weights that ZeRO-3 has spread over them."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    from deepspeed import zero
+
+    parts = (model.get_submodule(VISION), model.get_submodule(PROJECTOR), model.get_input_embeddings())
+    gathered = zero.GatheredParameters([weight for part in parts for weight in part.parameters()], modifier_rank=0)
+    return cast(AbstractContextManager[Any], gathered)
+
+
+def _calibrate(model: Any, samples: Samples, pictures: int, seed: int) -> None:
     projector = model.get_submodule(PROJECTOR)
     features: list[torch.Tensor] = []
     hook = projector.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))

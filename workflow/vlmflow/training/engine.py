@@ -2,71 +2,49 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import logging
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
+from vlmflow.cost.workload import Parallel, Training
 from vlmflow.errors import UserError
-from vlmflow.files import sha256_json
+from vlmflow.files import read_json
+from vlmflow.training.batches import Loader, Share
+from vlmflow.training.checkpoints import SaveSchedule
+from vlmflow.training.features import FeatureCache
+from vlmflow.training.interrupts import interrupts
+from vlmflow.training.meter import Meter, device_peak
 from vlmflow.training.metrics import MetricsLog
 from vlmflow.training.objective import Objective
 from vlmflow.training.optimizer import make_optimizer, make_scheduler
-from vlmflow.training.options import Execution, TrainingOptions
+from vlmflow.training.options import Execution, FinetuneOptions, PretrainOptions, TrainingOptions
 from vlmflow.training.precision import compute_dtype
-from vlmflow.training.samples import Batch, Samples, collate
+from vlmflow.training.prepare import prepare
+from vlmflow.training.room import choose_fit, probe
+from vlmflow.training.samples import Samples
+from vlmflow.training.state import Checkpoints
+from vlmflow.training.trainer import StepSeed, VlmTrainer
 
+logger = logging.getLogger(__name__)
 _TRAINED = "trained.safetensors"
 _DEEPSPEED = Path(__file__).resolve().parents[3] / "config" / "deepspeed"
+_ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+_LOGGED = 200  # lines of metrics.jsonl in a long run
 
 
-class VlmTrainer(Trainer):
-    """The Trainer with our loss and with checkpoints that hold the trained parameters only."""
+class Places(NamedTuple):
+    """Folders of a stage that are not its output."""
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: Batch,
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Mean over the supervised tokens of the *global* batch, whatever way it is split."""
-        del return_outputs  # no evaluation loop runs here
-        loss: torch.Tensor = model(**inputs) / num_items_in_batch
-        return loss * self.accelerator.num_processes  # data parallelism averages gradients; the loss is a sum
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        directory = Path(output_dir or str(self.args.output_dir))
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(trained_parameters(self.model, state_dict), directory / _TRAINED)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        state = load_file(Path(resume_from_checkpoint) / _TRAINED)
-        unexpected = (model or self.model).load_state_dict(state, strict=False).unexpected_keys
-        if unexpected:
-            raise UserError(f"the checkpoint is of another model: {unexpected[:3]}", file=resume_from_checkpoint)
-
-
-class StepSeed(TrainerCallback):
-    """Dropout depends on (seed, step, process) alone, so that a resumed run draws what the undisturbed one did."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the Trainer before the first micro-batch of every optimizer step."""
-        del control
-        torch.manual_seed((args.seed * 1_000_003 + state.global_step) * 1_009 + args.process_index)
-
-
-def trained_parameters(model: torch.nn.Module, state: dict[str, Any] | None = None) -> dict[str, torch.Tensor]:
-    """Name -> value of every parameter that is trained, on the CPU; ``state`` overrides (gathered by DeepSpeed)."""
-    state = state or dict(model.named_parameters())
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return {name: state[name].detach().cpu().contiguous() for name in names}
+    checkpoints: Path
+    features: Path | None
+    """Cache of vision features; None for none."""
 
 
 def load_samples(tokens: Path, processor: Any, options: TrainingOptions) -> Samples:
@@ -75,102 +53,138 @@ def load_samples(tokens: Path, processor: Any, options: TrainingOptions) -> Samp
     return Samples(tokens, processor, schedule, options.repeat, options.weights)
 
 
+def start(options: TrainingOptions, execution: Execution) -> TrainingArguments:
+    """The Trainer's settings. Joins the processes of a run, and with ZeRO-3 has weights spread over them when they are
+    read, so it comes before the model is loaded.
+    """
+    on_gpu = torch.cuda.is_available()
+    dtype = compute_dtype(options.precision)
+    if execution.deepspeed:  # wants a group of processes, be it of one that torchrun has not started
+        for name, value in _ALONE.items():
+            os.environ.setdefault(name, value)
+    arguments = TrainingArguments(
+        output_dir="unused",
+        per_device_train_batch_size=1,
+        max_grad_norm=options.max_grad_norm,
+        fp16=dtype == torch.float16,
+        bf16=dtype == torch.bfloat16 and execution.deepspeed is not None,  # Objective does it by itself otherwise
+        use_cpu=not on_gpu,
+        seed=options.seed,
+        data_seed=options.seed,
+        ignore_data_skip=True,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        save_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        deepspeed=str(_deepspeed_file(execution)) if execution.deepspeed else None,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are torchrun's business, never DataParallel's
+    if execution.deepspeed:
+        from deepspeed import comm
+
+        if not comm.is_initialized():  # accelerate sees to it on GPUs only
+            comm.init_distributed(dist_backend="nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
+    return arguments
+
+
 def fit(
     model: Any,
     processor: Any,
     samples: Samples,
-    options: TrainingOptions,
+    options: PretrainOptions | FinetuneOptions,
     execution: Execution,
-    checkpoints: Path,
+    arguments: TrainingArguments,
+    places: Places,
     identity: dict[str, Any],
+    tower: str,
     projector_rate: float | None = None,
 ) -> dict[str, Any]:
     """Train the parameters of ``model`` that require gradients, in place; return facts for the provenance.
 
-    ``identity`` names configuration and inputs: state under ``checkpoints`` is resumed only when it belongs to them.
+    ``arguments``: of :func:`start`. ``identity`` names configuration and inputs: state under ``places.checkpoints`` is
+    resumed only when it belongs to them. ``tower``: hash of the vision tower, for the cache of its features.
     """
+    dtype, on_gpu = compute_dtype(options.precision), torch.cuda.is_available()
+    state = Checkpoints(places.checkpoints, identity, execution.checkpoints_kept)
+    share = Share(arguments.process_index, arguments.world_size)
+    parallel = Parallel.of(share.processes, read_json(_deepspeed_file(execution)) if execution.deepspeed else None)
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    workers = _workers(execution.workers)
+    if places.features is not None and parallel.zero_stage < 3:
+        samples.cache = FeatureCache.open(places.features, core, processor, samples, execution, tower)
+    if samples.cache is not None:
+        samples.cache.fill(core, workers)
+    compiled = on_gpu if execution.compile is None else execution.compile
+    prepare(core, dtype, fuse=parallel.zero_stage < 3, compiled=compiled)
+    objective = Objective(model, dtype).train()  # layers recompute their activations in training only
+    training = Training.of(options, number_bytes=dtype.itemsize, compiled=compiled)
+    room = choose_fit(core, samples, training, execution, parallel, state)
+    if on_gpu and not execution.deepspeed:
+        probe(room, objective, dtype)
+    resume = state.last()
+    first = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     steps = samples.schedule.steps
-    folder = _state_folder(checkpoints, identity)
-    arguments = _arguments(options, execution, steps, folder)
-    if execution.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    objective = Objective(model)
-    optimizer = make_optimizer(objective, options, projector_rate)
-    resume = _last_checkpoint(folder)
-    position = int(resume.name.rsplit("-", 1)[1]) * options.batch_size if resume else 0
-    trainer = VlmTrainer(
-        model=objective,
-        args=arguments,
-        train_dataset=torch.utils.data.Subset(samples, range(position, len(samples))),
-        data_collator=functools.partial(collate, pad_token=processor.tokenizer.pad_token_id),
-        optimizers=(optimizer, make_scheduler(optimizer, options, steps)),
-        callbacks=[
-            StepSeed(),
-            MetricsLog(checkpoints / "metrics.jsonl", steps, options.batch_size, position // options.batch_size),
-        ],
-    )
-    trainer.model_accepts_loss_kwargs = True  # count the supervised tokens of the global batch for us
-    trainer.remove_callback(transformers.PrinterCallback)
-    result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    arguments.output_dir, arguments.max_steps = str(state.folder), steps
+    arguments.logging_steps = max(1, steps // _LOGGED)
+    loader = Loader(samples, first, share, workers, dtype)
+    loader.start(first, room.room)
+    meter = Meter(share.processes, device_peak())
+    log = MetricsLog(places.checkpoints / "metrics.jsonl", steps, meter)
+    with interrupts() as asked, contextlib.closing(log):
+        trainer = VlmTrainer(
+            loader=loader,
+            fit=room,
+            meter=meter,
+            cached=samples.cache is not None,
+            checkpoints=state,
+            model=objective,
+            args=arguments,
+            optimizer=lambda: make_optimizer(objective, options, projector_rate),
+            scheduler=lambda optimizer: make_scheduler(optimizer, options, steps),
+            callbacks=[
+                StepSeed(), log, SaveSchedule(asked, execution.checkpoint_minutes, execution.checkpoint_steps)
+            ],
+        )  # fmt: skip
+        trainer.remove_callback(transformers.PrinterCallback)
+        with _told_when_others_end(state):
+            result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return {
         "steps": steps,
         "samples": len(samples),
         "epoch_size": samples.schedule.epoch_size,
         "trained_parameters": sum(p.numel() for p in objective.parameters() if p.requires_grad),
         "mean_loss": result.training_loss,
-        "resumed_at_step": position // options.batch_size,
+        "resumed_at_step": first,
+        "micro_batch_size": room.split.micro_batch_size,
+        "checkpointed_layers": room.split.checkpointed_layers,
+        "cached_features": samples.cache is not None,
     }
 
 
-def _arguments(options: TrainingOptions, execution: Execution, steps: int, folder: Path) -> TrainingArguments:
-    on_gpu = torch.cuda.is_available()
-    dtype = compute_dtype(options.precision)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    share, rest = divmod(options.batch_size, processes)
-    if rest:
-        raise UserError(f"batch_size {options.batch_size} cannot be shared by {processes} processes")
-    micro = next(size for size in range(min(execution.micro_batch_size, share), 0, -1) if share % size == 0)
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=share // micro,
-        max_grad_norm=options.max_grad_norm,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        use_cpu=not on_gpu,
-        seed=options.seed,
-        data_seed=options.seed,
-        train_sampling_strategy="sequential",
-        ignore_data_skip=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,
-        dataloader_num_workers=execution.workers,
-        dataloader_pin_memory=on_gpu,
-        save_steps=execution.checkpoint_steps,
-        save_total_limit=2,
-        logging_steps=max(1, steps // 200),
-        report_to=[],
-        disable_tqdm=True,
-        deepspeed=str(_DEEPSPEED / f"{execution.deepspeed}.json") if execution.deepspeed else None,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are torchrun's business, never DataParallel's
-    return arguments
+@contextlib.contextmanager
+def _told_when_others_end(state: Checkpoints) -> Iterator[None]:
+    """A process cannot go on when another one of its run has ended; what it says then is about connections."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistBackendError) and "gloo" not in str(error):
+            raise
+        last = state.last()
+        raise UserError(
+            "another process of this run has ended; why, its own messages say, or out of memory if there are none",
+            f"run the same command again: it {f'goes on from {last}' if last else 'starts from the beginning'}",
+        ) from error
 
 
-def _state_folder(checkpoints: Path, identity: dict[str, Any]) -> Path:
-    """Where the state of exactly this run is kept; state of other configurations of the node is deleted."""
-    folder = checkpoints / sha256_json(identity)[:16]
-    for other in checkpoints.glob("*"):
-        if other.is_dir() and other != folder:
-            shutil.rmtree(other)
-    return folder
+def _deepspeed_file(execution: Execution) -> Path:
+    return _DEEPSPEED / f"{execution.deepspeed}.json"
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The latest whole checkpoint; the Trainer writes ``trainer_state.json`` last."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+def _workers(asked: int | None) -> int:
+    """Processes that prepare data, for each process that trains."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(8, cores - 1)) if torch.cuda.is_available() else 0

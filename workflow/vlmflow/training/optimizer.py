@@ -18,7 +18,8 @@ def make_optimizer(
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault(("multi_modal_projector" in name, parameter.ndim > 1), []).append(parameter)
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty vector in its place
+            groups.setdefault(("multi_modal_projector" in name, len(shape) > 1), []).append(parameter)
     settings: list[dict[str, Any]] = [
         {
             "params": parameters,

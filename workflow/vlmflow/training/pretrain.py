@@ -1,4 +1,4 @@
-"""Projector alignment (LLaVA stage 1, Liu et al. 2023): only the projector learns."""
+"""Projector alignment (LLaVA stage 1, Liu et al. 2023): the projector learns, or whatever ``train`` says."""
 
 from __future__ import annotations
 
@@ -6,43 +6,57 @@ from pathlib import Path
 
 import transformers
 
-from vlmflow.models.directory import PROJECTOR, device, load_model, load_processor
+from vlmflow.models.directory import load_processor
+from vlmflow.training.adapters import load_base
 from vlmflow.training.artefact import (
     data_hashes,
     identity,
     input_hashes,
-    is_main_process,
-    save_example,
-    save_projector,
+    save_weights,
+    trained_weights,
     training_artefact,
 )
 from vlmflow.training.calibrate import calibrate
-from vlmflow.training.engine import fit, load_samples
+from vlmflow.training.engine import Places, fit, load_samples, start
+from vlmflow.training.example import save_example
+from vlmflow.training.features import tower_hash
 from vlmflow.training.options import Execution, PretrainOptions
-from vlmflow.training.precision import compute_dtype
+from vlmflow.training.parts import train_parts
+from vlmflow.training.state import is_main_process
 
 
 def train_projector(
-    config: PretrainOptions, model: Path, data: Path, execution: Execution, checkpoints: Path, output: Path
+    config: PretrainOptions,
+    model: Path,
+    data: Path,
+    execution: Execution,
+    checkpoints: Path,
+    output: Path,
+    features: Path | None = None,
 ) -> None:
-    """Train the projector of ``model`` (manifest) on ``data`` (manifest of its counted tokens).
-
-    Writes the artefact of manifest ``output``.
+    """Train the projector (or the parts that ``train`` names) of ``model`` (manifest) on ``data`` (manifest of its
+    counted tokens). Writes the artefact of manifest ``output``.
 
     Training state is kept under ``checkpoints`` until the artefact is complete; a killed job resumes from there.
+    ``features`` is the folder where features of a frozen vision tower may be kept.
     """
     inputs = input_hashes(model=model)
     inputs |= data_hashes(data, inputs["model"])
+    arguments = start(config, execution)
     transformers.set_seed(config.seed)
     processor = load_processor(model)
     samples = load_samples(data, processor, config)
-    network = load_model(model, dtype=compute_dtype(config.precision))
-    network.to(device()).requires_grad_(False)
-    network.get_submodule(PROJECTOR).float().requires_grad_(True)
+    network = load_base(model, config)
+    network.requires_grad_(False)
+    train_parts(network, config.train)
     if config.calibrate:
         calibrate(network, samples, config.calibrate, config.seed)
-    facts = fit(network, processor, samples, config, execution, checkpoints, identity(config, inputs))
+    facts = fit(
+        network, processor, samples, config, execution, arguments, Places(checkpoints, features),
+        identity(config, inputs), tower_hash(model),
+    )  # fmt: skip
+    weights = trained_weights(network, config)
     if is_main_process():
         with training_artefact(output, config, inputs, checkpoints, facts) as directory:
-            save_projector(network, directory)
+            save_weights(weights, network, directory)
             save_example(processor, samples, directory)

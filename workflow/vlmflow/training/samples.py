@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from vlmflow.data.records import Record, RecordFile, read_records
 from vlmflow.errors import UserError
 from vlmflow.files import read_manifest
 from vlmflow.models.pictures import picture_lengths, pixel_values
-from vlmflow.models.template import IGNORED, encode
+from vlmflow.models.template import encode, picture_token
 from vlmflow.training.schedule import Schedule
 
-Batch = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    from vlmflow.training.features import FeatureCache
+
+Batch = dict[str, Any]
 
 
 def read_split(manifest: Path, split: str) -> list[Record]:
@@ -83,6 +86,9 @@ class Samples(Dataset[Batch]):
             **schedule,
         )
         self._processor = processor
+        self._picture_token = processor.tokenizer.convert_tokens_to_ids(picture_token(processor.tokenizer))
+        self.cache: FeatureCache | None = None
+        """Where the features of pictures are, once they are; pixel values are made otherwise."""
 
     def __len__(self) -> int:
         return len(self.schedule)
@@ -95,6 +101,33 @@ class Samples(Dataset[Batch]):
         group, index = self.schedule[position]
         return self._groups[group].dataset, self._groups[group].start + index
 
+    def positions(self, step: int) -> range:
+        """Positions of the samples of an optimizer step."""
+        return range(step * self.schedule.batch_size, (step + 1) * self.schedule.batch_size)
+
+    def row(self, position: int) -> np.void:
+        """What was counted of the ``position``-th sample (vlmflow.tokens.columns)."""
+        dataset, index = self.place(position)
+        row: np.void = self._rows[dataset][index]
+        return row
+
+    def longest(self, column: str, count: int = 1) -> list[tuple[int, int]]:
+        """(data set, record) of the ``count`` records with the most of ``column``, the most first."""
+        values = np.concatenate([rows[column] for rows in self._rows])
+        owners = np.repeat(np.arange(len(self._rows)), [len(rows) for rows in self._rows])
+        indices = np.concatenate([np.arange(len(rows)) for rows in self._rows])
+        most = np.argsort(-values, kind="stable")[:count]
+        return [(int(owners[place]), int(indices[place])) for place in most]
+
+    def most(self, column: str) -> int:
+        """The largest number of ``column`` of any record."""
+        dataset, index = self.longest(column)[0]
+        return int(self._rows[dataset][index][column])
+
+    def tile_limit(self, dataset: int, index: int) -> int | None:
+        """Tiles that the pictures of a record share, if they are fewer than the model's limit."""
+        return int(self._rows[dataset][index]["tile_limit"]) or None
+
     def with_pictures(self) -> list[tuple[int, int]]:
         """(data set, record) of every record that has pictures."""
         return [
@@ -102,10 +135,11 @@ class Samples(Dataset[Batch]):
         ]
 
     def sample(self, dataset: int, index: int) -> Batch:
-        """``input_ids`` and ``labels`` (length,), ``pixel_values`` (tiles, 3, h, w) if the record has any."""
+        """``input_ids`` and ``labels`` (length,), ``image_places`` (picture tokens,); of a record with pictures also
+        ``pixel_values`` (tiles, 3, h, w), or ``features`` (tiles, patches, width) if they are cached."""
         record, row = self.records[dataset][index], self._rows[dataset][index]
         sizes = [(image.width, image.height) for image in record.images]
-        max_tiles = int(row["tile_limit"]) or None
+        max_tiles = self.tile_limit(dataset, index)
         pictures = picture_lengths(self._processor, sizes, max_tiles)
         encoded = encode(self._processor.tokenizer, record.turns, pictures)
         if len(encoded.input_ids) != row["tokens"]:
@@ -113,8 +147,12 @@ class Samples(Dataset[Batch]):
                 f"{len(encoded.input_ids)} tokens, but {row['tokens']} were counted",
                 "delete the folder and run snakemake again", file=self.records[dataset].path, record=record.id,
             )  # fmt: skip
-        sample = {"input_ids": torch.tensor(encoded.input_ids), "labels": torch.tensor(encoded.labels)}
-        if record.images:
+        ids = torch.tensor(encoded.input_ids)
+        sample = {"input_ids": ids, "labels": torch.tensor(encoded.labels)}
+        sample["image_places"] = (ids == self._picture_token).nonzero()[:, 0]
+        if record.images and self.cache is not None:
+            sample["features"] = self.cache.load(record, max_tiles)
+        elif record.images:
             sample["pixel_values"] = pixel_values(self._processor, load_pictures(record), max_tiles)
         return sample
 
@@ -139,18 +177,3 @@ def shared_weights(members: Sequence[Group], weights: Sequence[float]) -> list[f
         weights[group.dataset] * (group.size * group.repeat / whole[group.dataset] if group.size else 1.0)
         for group in members
     ]
-
-
-def collate(samples: Sequence[Batch], pad_token: int) -> Batch:
-    """Right-pad to the longest sample: ``input_ids``, ``attention_mask``, ``labels`` (batch, length), all pictures."""
-    padding = {"input_ids": pad_token, "labels": IGNORED}
-    batch = {
-        name: torch.nn.utils.rnn.pad_sequence([s[name] for s in samples], batch_first=True, padding_value=value)
-        for name, value in padding.items()
-    }
-    ones = [torch.ones_like(sample["input_ids"]) for sample in samples]
-    batch["attention_mask"] = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True)
-    pictures = [sample["pixel_values"] for sample in samples if "pixel_values" in sample]
-    if pictures:
-        batch["pixel_values"] = torch.cat(pictures)
-    return batch

@@ -38,6 +38,7 @@ class Schedule(Sequence[tuple[int, int]]):
         self._counts = _rounded(sizes, repeat) if weights is None else _shares(sizes, repeat, weights)
         self._ends = list(itertools.accumulate(sizes))
         self._seed = seed
+        self.batch_size = batch_size
         self.epoch_size = sum(self._counts)
         if not self.epoch_size:
             raise UserError("no records: there is nothing to train on")

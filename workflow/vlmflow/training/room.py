@@ -1,0 +1,168 @@
+"""How much of a step goes through the device at once: chosen by the estimate, proved by a probe, less when it fails."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from vlmflow.cost.estimate import GIB
+from vlmflow.cost.shape import Shape
+from vlmflow.cost.split import USABLE, Case, choose
+from vlmflow.cost.workload import Parallel, Split, Training, trained_parameters
+from vlmflow.training.batches import Packer, Room
+from vlmflow.training.checkpoints import largest
+from vlmflow.training.objective import Objective
+from vlmflow.training.options import Execution
+from vlmflow.training.prepare import recompute
+from vlmflow.training.samples import Batch, Samples
+from vlmflow.training.state import Checkpoints
+
+logger = logging.getLogger(__name__)
+_ON_CPU = 8  # longest records in a micro-batch where memory is not the limit
+
+
+@dataclass
+class Fit:
+    """The split that is in use, and what is known of its memory. Shrinks when memory runs out."""
+
+    case: Case
+    split: Split
+    samples: Samples
+    core: Any
+    state: Checkpoints
+
+    @property
+    def room(self) -> Room:
+        return Room.of(self.samples, self.split.micro_batch_size, self.case.training.vision_learns)
+
+    def apply(self) -> None:
+        """Let the layers recompute as the split says."""
+        recompute(self.core, self.split.checkpointed_layers)
+
+    def shrink(self) -> None:
+        """Half the micro-batch; below one record, recompute all layers; :class:`UserError` with what would fit then.
+
+        What comes out is remembered, so that a restart does not run into it again.
+        """
+        size, layers = self.split.micro_batch_size, self.case.shape.language.blocks.layers
+        if size > 1:
+            self.split = replace(self.split, micro_batch_size=size // 2)
+        elif self.split.checkpointed_layers < layers:
+            self.split = replace(self.split, checkpointed_layers=layers)
+        else:
+            self._explain()
+        logger.info("out of GPU memory: %s", describe(self.split, layers))
+        self.state.remember(split=[self.split.micro_batch_size, self.split.checkpointed_layers], limit=self.case.limit)
+        self.apply()
+
+    def _explain(self) -> None:
+        """Raise the planner's error as if the device were as small as it has proved to be."""
+        case = self.case
+        limit = min(case.limit, 0.99 * case.memory(case.smallest).total)
+        choose(case.shape, case.training, case.longest, limit, case.share, parallel=case.parallel)
+
+
+def choose_fit(
+    core: Any, samples: Samples, training: Training, execution: Execution, parallel: Parallel, state: Checkpoints
+) -> Fit:
+    """The fastest split that the estimate lets fit, or the one that an earlier start of this run was forced to."""
+    shape = Shape.of(core.config.to_dict())
+    longest = (samples.most("tokens"), samples.most("tiles"), samples.most("supervised"))
+    share = -(-samples.schedule.batch_size // parallel.gpus)
+    limit = _limit(execution)
+    case = Case(shape, training, longest, limit, share, parallel)
+    layers = shape.language.blocks.layers
+    known = state.recall()
+    if known.get("limit") == limit:
+        split = Split(*known["split"])
+    elif torch.cuda.is_available():
+        split = choose(
+            shape, training, longest, limit, share, micro_batch_size=execution.micro_batch_size,
+            checkpointing=execution.gradient_checkpointing, parallel=parallel,
+        )  # fmt: skip
+    else:
+        asked = execution.gradient_checkpointing
+        recomputed = 0 if asked == "auto" else layers if asked is True else int(asked)
+        split = Split(min(execution.micro_batch_size or _ON_CPU, share), min(recomputed, layers))
+    needed = case.memory(split)
+    sizes = {field.name: getattr(needed, field.name) / GIB for field in fields(needed)}
+    parts = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items() if size >= 0.05)
+    if torch.cuda.is_available():
+        logger.info("memory: %.1f GiB expected (%s); %s", needed.total / GIB, parts, describe(split, layers))
+    fit = Fit(case, split, samples, core, state)
+    fit.apply()
+    return fit
+
+
+def describe(split: Split, layers: int) -> str:
+    """For the log."""
+    return (
+        f"micro-batches as large as {split.micro_batch_size} of the longest records, "
+        f"{split.checkpointed_layers} of {layers} layers recomputed"
+    )
+
+
+def probe(fit: Fit, objective: Objective, dtype: torch.dtype) -> None:
+    """Run the worst micro-batches once, forward and backward, beside room for the optimizer; shrink until they fit.
+
+    No gradient is kept. All processes shrink alike.
+    """
+    device = next(objective.parameters()).device
+    trained = trained_parameters(fit.case.shape, fit.case.training)
+    while largest(_fails(fit, objective, dtype, device, trained), device):
+        fit.shrink()
+
+
+def _fails(fit: Fit, objective: Objective, dtype: torch.dtype, device: torch.device, trained: int) -> bool:
+    try:
+        copies = 2 if fit.case.parallel.gpus == 1 else 3  # Adam's two moments; gradients on their way to the others
+        reserved = torch.empty(trained * copies, device=device)
+        for batch in _worst(fit, dtype):
+            objective(**to_device(batch, device)).backward()
+        del reserved
+        return False
+    except torch.OutOfMemoryError:
+        return True
+    finally:
+        objective.zero_grad(set_to_none=True)
+        free_memory()
+
+
+def _worst(fit: Fit, dtype: torch.dtype) -> list[Batch]:
+    """Micro-batches of the records with the most tokens, tiles and supervised tokens."""
+    batches = []
+    for column in ("tokens", "tiles", "supervised"):
+        records = fit.samples.longest(column, fit.split.micro_batch_size)
+        records = [records[place % len(records)] for place in range(fit.split.micro_batch_size)]
+        batches.append(Packer(dtype)([fit.samples.sample(*record) for record in dict.fromkeys(records)]))
+    return batches
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The tensors of a micro-batch on ``device``."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def free_memory() -> None:
+    """Give memory that nothing refers to any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _limit(execution: Execution) -> float:
+    """Bytes to plan with; ``gpu_memory_gb`` is made a hard limit."""
+    if not torch.cuda.is_available():
+        return float("inf")
+    whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    allowed = min(whole, (execution.gpu_memory_gb or float("inf")) * 1e9)
+    if allowed < whole:
+        torch.cuda.set_per_process_memory_fraction(allowed / whole)
+    return float(USABLE * allowed)
