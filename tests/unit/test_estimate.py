@@ -50,8 +50,20 @@ MEASURED = [  # GiB at the peak of an H200, InternVL2-2B in bf16, LoRA of rank 1
     (23.4, 4, 0, replace(PEFT, compiled=False, quantised=True, dropout=False)),
     (24.7, 4, 0, replace(PEFT, compiled=False, dropout=False)),
 ]
-SHARES = [(4, 0.52), (8, 0.60)]
-"""Micro-batch size, and the share of 790 TFLOP/s that was reached in the same set-up."""
+OURS = Training(rank=128, dropout=True)
+FUSED = [  # the same in this engine, several micro-batches a step (benchmarks/train_speed.py)
+    (76.0, 16, 0, OURS),
+    (73.0, 16, 0, replace(OURS, dropout=False)),
+    (73.9, 16, 0, replace(OURS, quantised=True)),
+    (6.5, 4, 24, replace(OURS, quantised=True)),
+]
+SPEEDS = [
+    (22.6, 16, 0, OURS),
+    (23.5, 16, 0, replace(OURS, dropout=False)),
+    (22.2, 16, 0, replace(OURS, quantised=True)),
+    (15.0, 4, 24, replace(OURS, quantised=True)),
+]
+"""Samples per second of the same runs."""
 
 
 def shape_of(config: Any) -> Shape:
@@ -191,13 +203,21 @@ def test_memory_is_what_was_measured(
     assert estimate.total / GIB == pytest.approx(gib, rel=0.15)
 
 
-@pytest.mark.parametrize(("size", "share"), SHARES)
-def test_speed_is_what_was_measured(two_billion: Shape, size: int, share: float) -> None:
+@pytest.mark.parametrize(("gib", "size", "checkpointed", "training"), FUSED)
+def test_memory_of_fused_adapters_is_what_was_measured(
+    two_billion: Shape, gib: float, size: int, checkpointed: int, training: Training
+) -> None:
+    estimate = memory(two_billion, training, Split(size, checkpointed), *RECORD, accumulating=True)
+    assert estimate.total / GIB == pytest.approx(gib, rel=0.06)
+
+
+@pytest.mark.parametrize(("rate", "size", "checkpointed", "training"), SPEEDS)
+def test_speed_is_what_was_measured(
+    two_billion: Shape, rate: float, size: int, checkpointed: int, training: Training
+) -> None:
     tokens, tiles, supervised = (size * part for part in RECORD)
     work = (tokens, size * RECORD[0] ** 2 / 2, tiles, supervised)
-    training = Training(rank=128, dropout=True)
-    time = seconds(two_billion, training, CARDS["H200"], *work, 0)
-    assert step_flops(two_billion, training, *work) / time / 790e12 == pytest.approx(share, rel=0.05)
+    assert size / seconds(two_billion, training, CARDS["H200"], *work, checkpointed) == pytest.approx(rate, rel=0.05)
 
 
 def test_zero_shares_out_what_it_should(two_billion: Shape) -> None:

@@ -124,6 +124,8 @@ def saved_numbers(blocks: Blocks, training: Training, rank: int, trained: bool) 
         kept["inputs of the linear layers"] = groups - query  # the attention output is there already
     if rank:
         kept["low-rank products"] = rank * len(blocks.linears)
+    if rank and training.fused:  # the values are a view of one product, which so stays as a whole
+        kept["queries and keys before rotation"] = query + key_value
     if rank and training.dropout:
         inputs = groups if training.fused else single
         kept["inputs after dropout"] = query + inputs - groups  # in place of those before, but for one

@@ -183,7 +183,8 @@ class _Job:
     def step_seconds(self, split: Split, rows: np.ndarray) -> float:
         """Of the slowest process, with the samples ``rows`` packed as training packs them."""
         tokens, tiles, _ = (split.micro_batch_size * most for most in self.longest)
-        packed = pack_step(rows["tokens"], rows["tiles"], self.processes, tokens, max(tiles, split.micro_batch_size))
+        tiles = max(tiles, split.micro_batch_size) if self.training.vision_learns else tokens  # as batches.Room has it
+        packed = pack_step(rows["tokens"], rows["tiles"], self.processes, tokens, tiles)
         return max(sum(self._seconds(split, rows[batch]) for batch in process) for process in packed)
 
     def _seconds(self, split: Split, rows: np.ndarray) -> float:
