@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on this machine: no GPU, no conda, no root; about 8 minutes after installation
-# make test   lint, types, unit tests, dry runs of every recipe, the tiny recipe end to end
-.PHONY: demo tiny test lint format pins docs rulegraph bench-data
+# make test   lint, types, unit tests, dry runs of every recipe, the tiny recipe end to end, killed trainings
+.PHONY: demo tiny test test-slow lint format pins docs rulegraph bench-data
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -15,6 +15,10 @@ tiny: .venv/complete
 
 test: lint
 	pytest
+
+# What takes minutes: all ways of sharing a training among processes, killed and continued
+test-slow: .venv/complete
+	pytest -m slow
 
 lint: .venv/complete
 	ruff check

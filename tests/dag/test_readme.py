@@ -75,7 +75,7 @@ def test_larger_pictures_bring_a_model_of_their_own(clone: Path) -> None:
 
 def test_every_target_of_the_table_is_there(clone: Path) -> None:
     targets = re.findall(r"^\| `snakemake (\w+)`", README, re.MULTILINE)
-    assert len(targets) == 7
+    assert len(targets) == 8
     assert jobs(snakemake("-n", *targets, folder=clone)).keys() >= set(targets)
 
 

@@ -153,7 +153,8 @@ def test_the_processes_share_every_batch_and_some_get_text_only(lora: Job) -> No
     assert samples.schedule.steps == STEPS
     mixed = 0
     for step in range(STEPS):
-        shares = [micro_batches(samples, step, Room.of(samples, 1, few_tiles=False), Share(rank, 2)) for rank in range(2)]
+        room = Room.of(samples, 1, few_tiles=False)
+        shares = [micro_batches(samples, step, room, Share(rank, 2)) for rank in range(2)]
         taken = [position for share in shares for batch in share for position in batch]
         assert sorted(taken) == list(samples.positions(step))
         for batches in zip(*shares, strict=True):
