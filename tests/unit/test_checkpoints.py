@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,7 +204,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip("mounting a small disk takes root's privileges")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("width", [10_000, 15_000, 20_000])
@@ -303,7 +304,7 @@ def test_state_of_another_run_is_not_continued(
     assert before.last() is not None, "whoever changes it back goes on"
     train(after, steps=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [after.folder.name, "metrics.jsonl", "tensorboard"]
+        [".lock", after.folder.name, "metrics.jsonl", "tensorboard"]
     )
 
 
@@ -421,3 +422,20 @@ def test_two_processes_agree(tmp_path: Path, what: str) -> None:
         assert "step 4 could not be saved" in told[0] and "another process" in told[0]
         assert "No space left" in told[1]
     assert kept == ["checkpoint-2"]
+
+
+def test_two_processes_do_not_train_one_stage(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from vlmflow.training.state import Checkpoints;"
+        "kept = Checkpoints(Path(sys.argv[1]), {}, 2); print('locked', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "workflow")}
+    command = [sys.executable, "-c", code, str(tmp_path / "state")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process trains this stage"):
+            Checkpoints(tmp_path / "state", {}, 2)
+        other.kill()
+        other.wait()
+    Checkpoints(tmp_path / "state", {}, 2)

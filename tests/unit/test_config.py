@@ -221,3 +221,18 @@ def test_training_options_are_the_keys_of_the_schema() -> None:
     assert fields(FinetuneOptions) - fields(TrainingOptions) == set(definitions["finetune"]["properties"]) - own
     others = {"gpu", "gpu_model", "nodes", "cpus", "mem_mb", "runtime"}  # the cluster's and the plan's
     assert fields(Execution) == set(definitions["resources"]["properties"]) - others
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("gradient_checkpointing", "on", "gradient_checkpointing: 'on' is none of what it may be"),
+        ("gradient_checkpointing", -1, "gradient_checkpointing: -1 is none of what it may be"),
+        ("deepspeed", "zero5", r"no zero5\.json in config/deepspeed"),
+        ("gpu_model", "H300", "no 'H300' in the table of cards"),
+        ("gpu", 3, "batch_size: 16 cannot be shared by 3 GPUs"),
+    ],
+)
+def test_resources_that_no_job_could_have_are_told_before_it_runs(key: str, value: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        resolve(edited("pretrains.projector.resources", {key: value}))

@@ -205,8 +205,10 @@ def test_a_projector_of_another_base_is_refused(
                       execution(), tmp_path / "state", tmp_path / "ft" / "manifest.json")  # fmt: skip
 
 
-def test_a_picture_that_vanished_is_named(tiny_model: Path, tmp_path: Path, training: Options) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_vanished_is_named(tiny_model: Path, tmp_path: Path, training: Options, workers: int) -> None:
     data = make_tiny_data(tmp_path / "data")
+    tokens = make_tokens(tiny_model, [data], tmp_path / "tokens")
     (tmp_path / "data" / "3.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"3\.png"):
-        pretrained(tiny_model, data, tmp_path, training())
+    with pytest.raises(UserError, match=r"3\.png, record r3: cannot read the picture"):
+        pretrained(tiny_model, tokens, tmp_path, training(), workers=workers)

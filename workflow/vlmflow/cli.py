@@ -24,7 +24,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # At import, before the libraries are: what they have to say there is of no use to whoever reads a stage's log.
 for _noisy in ("httpx", "filelock", "fsspec", "bitsandbytes"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+for _noisy in ("transformers", "torch", "accelerate", "deepspeed"):
+    warnings.filterwarnings("ignore", category=FutureWarning, module=_noisy)
 
 
 def run(function: Callable[..., object], argv: list[str] | None = None) -> None:

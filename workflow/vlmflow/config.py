@@ -13,12 +13,14 @@ from typing import Any
 import jsonschema
 import yaml
 
+from vlmflow.cost.speed import CARDS
 from vlmflow.errors import UserError
 from vlmflow.models.published import fill_published
 
 Config = dict[str, Any]
 
 SCHEMA = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.yaml"
+DEEPSPEED = Path(__file__).resolve().parents[2] / "config" / "deepspeed"
 TARGETS = ("all", "data", "pretrain", "finetune", "merge", "evaluate", "report", "plan")
 
 
@@ -41,7 +43,7 @@ def resolve(config: Config) -> Config:
         problems = [*fill_published(config), *_unsaid(config)]
     if not problems:
         _fill_defaults(config, schema())
-        problems = [*_dangling(config), *_contradictions(config)]
+        problems = [*_dangling(config), *_contradictions(config), *_machines(config)]
     if problems:
         found = "\n  ".join(problems)
         raise UserError(f"the configuration has {len(problems)} problem(s):\n  {found}", f"every key: {SCHEMA.name}")
@@ -54,11 +56,13 @@ def _describe(error: jsonschema.ValidationError) -> str:
         known = list(_properties(error.schema))
         unknown = [key for key in error.instance if key not in known]
         return f"{where}: " + "; ".join(f"no key '{key}' here{nearest(key, known)}" for key in unknown)
-    if error.validator in ("oneOf", "anyOf"):
+    if error.validator in ("oneOf", "anyOf") and "required" in error.validator_value[0]:
         choices = [alternative["required"][0] for alternative in error.validator_value]
         return f"{where}: give {'exactly ' * (error.validator == 'oneOf')}one of {', '.join(choices)}"
     if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
         return f"{where}: '{error.instance}': {error.schema['description']}"
+    if error.validator == "oneOf":
+        return f"{where}: {error.instance!r} is none of what it may be: {error.schema['description']}"
     return f"{where}: {error.message}"
 
 
@@ -177,6 +181,21 @@ def _untrainable(config: Config) -> Iterator[str]:
                 yield f"{place}.calibrate: changes the projector, which `train` does not name; set it to 0"
             if node.get("train_vision") and node["method"] != "full":
                 yield f"{place}.train_vision: goes with method: full; lora.vision_rank puts adapters on the tower"
+
+
+def _machines(config: Config) -> Iterator[str]:
+    """Resources of training stages that no job could have."""
+    stages = [(section, name, node) for section in ("pretrains", "finetunes") for name, node in config[section].items()]
+    files = sorted(path.stem for path in DEEPSPEED.glob("*.json"))
+    for section, name, node in stages:
+        resources, place = node["resources"], f"{section}.{name}"
+        file, card, gpus = resources["deepspeed"], resources["gpu_model"], resources["gpu"]
+        if file is not None and file not in files:
+            yield f"{place}.resources.deepspeed: no {file}.json in config/deepspeed{nearest(file, files)}"
+        if card is not None and card not in CARDS:
+            yield f"{place}.resources.gpu_model: no '{card}' in the table of cards{nearest(card, list(CARDS))}"
+        if gpus and node["batch_size"] % gpus:
+            yield f"{place}.batch_size: {node['batch_size']} cannot be shared by {gpus} GPUs; choose a multiple of them"
 
 
 def _unsaid(config: Config) -> Iterator[str]:

@@ -16,7 +16,8 @@ REACHED = 0.49
 OVERHEAD = {True: 0.00065, False: 0.004}
 """Seconds per layer and micro-batch, compiled and not: launching kernels, reading weights. A layer of a frozen tower
 counts for a third, having no backward pass. Both fitted to InternVL2-2B on an H200 (LoRA of rank 128, 7 tiles a
-sample): 22.6 samples/s with 16,384 and with 32,768 tokens a micro-batch, 15.0 in 4 bits with 8,192 and all layers recomputed."""
+sample): 22.6 samples/s with 16,384 and with 32,768 tokens a micro-batch, 15.0 in 4 bits with 8,192 and all layers
+recomputed."""
 DEQUANTISED_BYTES = 30
 """Memory traffic per 4-bit weight and micro-batch: 11 ms for 1.5 billion on an H200 of 4.3 TB/s (bf16 against nf4)."""
 ZERO3 = 0.26

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -91,9 +90,8 @@ def _sizes(share: int, wanted: int | None) -> list[int]:
 
 
 def _first_that_fits(case: Case, size: int, allowed: Sequence[int]) -> Split | None:
-    """With as few recomputed layers as possible; each saves memory."""
-    at = bisect.bisect_left(allowed, True, key=lambda count: case.fits(Split(size, count)))
-    return Split(size, allowed[at]) if at < len(allowed) else None
+    """With as few recomputed layers as possible."""
+    return next((Split(size, count) for count in allowed if case.fits(Split(size, count))), None)
 
 
 def _step_seconds(case: Case, split: Split) -> float:
@@ -102,6 +100,13 @@ def _step_seconds(case: Case, split: Split) -> float:
     each = seconds(case.shape, case.training, CARDS[ASSUMED], size * tokens, pairs, size * tiles, size * supervised,
                    split.checkpointed_layers, case.parallel.zero_stage)  # fmt: skip
     return each * math.ceil(case.share / size)
+
+
+def explain(case: Case) -> UserError:
+    """The error for a stage that does not fit even in the smallest parts, whatever the estimate said."""
+    proven = replace(case, limit=min(case.limit, 0.99 * case.memory(case.smallest).total))
+    layers = range(case.shape.language.blocks.layers + 1)
+    return UserError(_reason(proven, layers), "; or ".join(_advice(proven, layers)) or "take a smaller model")
 
 
 def _reason(case: Case, allowed: Sequence[int]) -> str:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_manifest, staged_directory, write_manifest
 from vlmflow.provenance import write_provenance
-from vlmflow.training.metrics import BOARD
+from vlmflow.training.engine import Trained
+from vlmflow.training.metrics import BOARD, METRICS
 from vlmflow.training.options import FinetuneOptions, PretrainOptions, TrainingOptions
 from vlmflow.training.parts import keep_parts, save_parts, trained_in_full, whole_parts, whole_value
 from vlmflow.training.precision import compute_dtype
@@ -44,17 +46,24 @@ def identity(options: TrainingOptions, inputs: dict[str, str]) -> dict[str, Any]
 
 @contextmanager
 def training_artefact(
-    output: Path, options: TrainingOptions, inputs: dict[str, str], checkpoints: Path, facts: dict[str, Any]
+    output: Path, options: TrainingOptions, inputs: dict[str, str], trained: Trained
 ) -> Iterator[Path]:
     """The directory beside the manifest ``output``; training state is deleted once it is complete."""
     with staged_directory(output.parent) as directory:
-        yield directory
-        shutil.copy(checkpoints / "metrics.jsonl", directory)
-        if (checkpoints / BOARD).is_dir():
-            shutil.copytree(checkpoints / BOARD, directory / BOARD)
-        write_provenance(directory, asdict(options), inputs, training=facts)
+        try:
+            yield directory
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise UserError(
+                f"the trained weights could not be written: {error}",
+                f"make room and run the same command again: what was trained is kept in {trained.state}",
+                file=directory,
+            ) from error
+        shutil.copy(trained.state / METRICS, directory)
+        if (trained.state / BOARD).is_dir():
+            shutil.copytree(trained.state / BOARD, directory / BOARD)
+        write_provenance(directory, asdict(options), inputs, training=trained.facts)
         write_manifest(directory, base=inputs["model"])
-    shutil.rmtree(checkpoints)
+    shutil.rmtree(trained.state.parent)
 
 
 class Weights(NamedTuple):

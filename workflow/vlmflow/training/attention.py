@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def packed_attention(
     del module, attention_mask
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     window = sliding_window if sliding_window is not None and sliding_window < max_length else None
-    if not table and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    if not table and q.dtype in (torch.bfloat16, torch.float16) and _has_flash(q.device):
         output = torch.ops.aten._flash_attention_forward(
             q.contiguous(), k.contiguous(), v.contiguous(), cu_seqlens, cu_seqlens, max_length, max_length,
             0.0, True, False, scale=scaling, window_size_left=None if window is None else window - 1,
@@ -48,6 +49,12 @@ def packed_attention(
         )[0]  # fmt: skip
         return output[None], None
     return _padded(q, k, v, scaling, window, len(cu_seqlens) - 1, max_length, places, slots)[None], None
+
+
+@functools.cache
+def _has_flash(device: torch.device) -> bool:
+    """Flash attention 2 wants the matrix units of Ampere and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _padded(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlmflow.errors import UserError
 from vlmflow.models.template import IGNORED
@@ -74,10 +74,10 @@ class Loader:
     def __init__(self, samples: Samples, first: int, share: Share, workers: int, dtype: torch.dtype) -> None:
         self._samples, self._share, self._first = samples, share, first
         self._options: dict[str, Any] = {
-            "collate_fn": Packer(dtype),
+            "collate_fn": _Told(Packer(dtype)),
             "num_workers": workers,
             "pin_memory": torch.cuda.is_available(),
-            "prefetch_factor": 4 if workers else None,
+            "prefetch_factor": 2 if workers else None,
             "worker_init_fn": ignore_in_worker,
         }
 
@@ -92,13 +92,16 @@ class Loader:
         """Prepare micro-batches that fit into ``room``, from ``step`` on."""
         self._room = room
         order = _Order(self._samples, step, room, self._share)
-        self._batches = iter(DataLoader(self._samples, batch_sampler=order, **self._options))
+        self._batches = iter(DataLoader(_Asked(self._samples), batch_sampler=order, **self._options))
 
     def take(self, step: int) -> Iterator[tuple[bool, Batch]]:
         """(whether it is the last, micro-batch) of ``step``, the step after the last that was taken."""
         count = len(micro_batches(self._samples, step, self._room, self._share))
         for place in range(count):
-            yield place == count - 1, next(self._batches)
+            batch = next(self._batches)
+            if isinstance(batch, UserError):
+                raise batch
+            yield place == count - 1, batch
 
     def supervised(self, step: int) -> int:
         """Supervised tokens of the global batch, over all processes; raises :class:`UserError` if there are none."""
@@ -114,6 +117,29 @@ class Step:
 
     loader: Loader
     number: int
+
+
+class _Asked(Dataset[dict[str, Any] | UserError]):
+    """Samples, or what is wrong with them: an exception would leave a worker process as the text of its traceback."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __getitem__(self, position: int) -> dict[str, Any] | UserError:
+        try:
+            return self._samples[position]
+        except UserError as error:
+            return error
+
+
+class _Told:
+    """Packs samples, unless one of them is an error."""
+
+    def __init__(self, packer: Packer) -> None:
+        self._packer = packer
+
+    def __call__(self, samples: Sequence[Any]) -> Batch | UserError:
+        return next((sample for sample in samples if isinstance(sample, UserError)), None) or self._packer(samples)
 
 
 class Packer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +19,19 @@ from vlmflow.files import read_json
 from vlmflow.training.batches import Loader, Share
 from vlmflow.training.checkpoints import SaveSchedule
 from vlmflow.training.features import FeatureCache
-from vlmflow.training.interrupts import interrupts
 from vlmflow.training.meter import Meter, device_peak
-from vlmflow.training.metrics import MetricsLog
+from vlmflow.training.metrics import METRICS, MetricsLog
 from vlmflow.training.objective import Objective
 from vlmflow.training.optimizer import make_optimizer, make_scheduler
 from vlmflow.training.options import Execution, FinetuneOptions, PretrainOptions, TrainingOptions
 from vlmflow.training.precision import compute_dtype
 from vlmflow.training.prepare import prepare
-from vlmflow.training.room import choose_fit, probe
+from vlmflow.training.room import Ahead, choose_fit, probe
 from vlmflow.training.samples import Samples
 from vlmflow.training.state import Checkpoints
 from vlmflow.training.trainer import StepSeed, VlmTrainer
 
 logger = logging.getLogger(__name__)
-_TRAINED = "trained.safetensors"
 _DEEPSPEED = Path(__file__).resolve().parents[3] / "config" / "deepspeed"
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 _LOGGED = 200  # lines of metrics.jsonl in a long run
@@ -45,6 +43,15 @@ class Places(NamedTuple):
     checkpoints: Path
     features: Path | None
     """Cache of vision features; None for none."""
+
+
+class Trained(NamedTuple):
+    """What :func:`fit` leaves behind besides the model."""
+
+    facts: dict[str, Any]
+    """For the provenance."""
+    state: Path
+    """Folder of the training state; the metrics are there."""
 
 
 def load_samples(tokens: Path, processor: Any, options: TrainingOptions) -> Samples:
@@ -99,30 +106,39 @@ def fit(
     places: Places,
     identity: dict[str, Any],
     tower: str,
+    asked: Callable[[], bool],
     projector_rate: float | None = None,
-) -> dict[str, Any]:
-    """Train the parameters of ``model`` that require gradients, in place; return facts for the provenance.
+) -> Trained:
+    """Train the parameters of ``model`` that require gradients, in place.
 
     ``arguments``: of :func:`start`. ``identity`` names configuration and inputs: state under ``places.checkpoints`` is
-    resumed only when it belongs to them. ``tower``: hash of the vision tower, for the cache of its features.
+    resumed only when it belongs to them. ``tower``: hash of the vision tower, for the cache of its features. ``asked``
+    tells whether to stop (vlmflow.training.interrupts).
     """
     dtype, on_gpu = compute_dtype(options.precision), torch.cuda.is_available()
     state = Checkpoints(places.checkpoints, identity, execution.checkpoints_kept)
     share = Share(arguments.process_index, arguments.world_size)
     parallel = Parallel.of(share.processes, read_json(_deepspeed_file(execution)) if execution.deepspeed else None)
+    if options.batch_size % share.processes:
+        raise UserError(
+            f"batch_size {options.batch_size} cannot be shared by {share.processes} processes",
+            "choose a multiple of the number of GPUs",
+        )
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     workers = _workers(execution.workers)
+    compiled = on_gpu if execution.compile is None else execution.compile
+    training = Training.of(options, number_bytes=dtype.itemsize, compiled=compiled)
+    room = choose_fit(core, samples, training, execution, parallel, state)
     if places.features is not None and parallel.zero_stage < 3:
         samples.cache = FeatureCache.open(places.features, core, processor, samples, execution, tower)
     if samples.cache is not None:
         samples.cache.fill(core, workers)
-    compiled = on_gpu if execution.compile is None else execution.compile
-    prepare(core, dtype, fuse=parallel.zero_stage < 3, compiled=compiled)
+    groups = prepare(core, dtype, fuse=parallel.zero_stage < 3, compiled=compiled)
+    room.apply()
     objective = Objective(model, dtype).train()  # layers recompute their activations in training only
-    training = Training.of(options, number_bytes=dtype.itemsize, compiled=compiled)
-    room = choose_fit(core, samples, training, execution, parallel, state)
+    ahead = Ahead(objective, arguments.device, beside=on_gpu and not execution.deepspeed)
     if on_gpu and not execution.deepspeed:
-        probe(room, objective, dtype)
+        probe(room, objective, ahead, groups, dtype)
     resume = state.last()
     first = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     steps = samples.schedule.steps
@@ -131,13 +147,15 @@ def fit(
     loader = Loader(samples, first, share, workers, dtype)
     loader.start(first, room.room)
     meter = Meter(share.processes, device_peak())
-    log = MetricsLog(places.checkpoints / "metrics.jsonl", steps, meter)
-    with interrupts() as asked, contextlib.closing(log):
+    log = MetricsLog(state.folder / METRICS, steps, meter)
+    with contextlib.closing(log):
         trainer = VlmTrainer(
             loader=loader,
             fit=room,
             meter=meter,
             cached=samples.cache is not None,
+            ahead=ahead,
+            groups=groups,
             checkpoints=state,
             model=objective,
             args=arguments,
@@ -149,18 +167,18 @@ def fit(
         )  # fmt: skip
         trainer.remove_callback(transformers.PrinterCallback)
         with _told_when_others_end(state):
-            result = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    return {
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    facts = {
         "steps": steps,
         "samples": len(samples),
         "epoch_size": samples.schedule.epoch_size,
         "trained_parameters": sum(p.numel() for p in objective.parameters() if p.requires_grad),
-        "mean_loss": result.training_loss,
         "resumed_at_step": first,
         "micro_batch_size": room.split.micro_batch_size,
         "checkpointed_layers": room.split.checkpointed_layers,
         "cached_features": samples.cache is not None,
     }
+    return Trained(facts, state.folder)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from vlmflow.training.artefact import (
 from vlmflow.training.engine import Places, fit, load_samples, start
 from vlmflow.training.example import save_example
 from vlmflow.training.features import tower_hash
+from vlmflow.training.interrupts import interrupts
 from vlmflow.training.options import Execution, FinetuneOptions
 from vlmflow.training.state import is_main_process
 
@@ -42,24 +43,26 @@ def train_adapter(
     in place of the adapter. A killed job resumes from ``checkpoints``. ``features`` is the folder where features of a
     frozen vision tower may be kept.
     """
-    pretrained = projector[0] if projector else None
-    inputs = input_hashes(model=model, projector=pretrained)
-    inputs |= data_hashes(data, inputs["model"])
-    if pretrained and read_manifest(pretrained)["base"] != inputs["model"]:
-        raise UserError("the projector was trained with another base model", "run snakemake again", file=pretrained)
-    arguments = start(config, execution)
-    transformers.set_seed(config.seed)
-    processor = load_processor(model)
-    samples = load_samples(data, processor, config)
-    base = load_base(model, config, pretrained)
-    transformers.set_seed(config.seed)  # ZeRO-3 draws random numbers while it loads: adapters start alike everywhere
-    network = make_trainable(base, config)
-    facts = fit(
-        network, processor, samples, config, execution, arguments, Places(checkpoints, features),
-        identity(config, inputs), tower_hash(model, projector), projector_rate=config.projector_learning_rate,
-    )  # fmt: skip
-    weights = trained_weights(network, config)
-    if is_main_process():
-        with training_artefact(output, config, inputs, checkpoints, facts) as directory:
-            save_weights(weights, network, directory, model, pretrained)
-            save_example(processor, samples, directory)
+    with interrupts() as asked:
+        pretrained = projector[0] if projector else None
+        inputs = input_hashes(model=model, projector=pretrained)
+        inputs |= data_hashes(data, inputs["model"])
+        if pretrained and read_manifest(pretrained)["base"] != inputs["model"]:
+            raise UserError("the projector was trained with another base model", "run snakemake again", file=pretrained)
+        arguments = start(config, execution)
+        transformers.set_seed(config.seed)
+        processor = load_processor(model)
+        samples = load_samples(data, processor, config)
+        base = load_base(model, config, pretrained)
+        transformers.set_seed(config.seed)  # ZeRO-3 has drawn while it loaded: adapters start alike
+        network = make_trainable(base, config)
+        trained = fit(
+            network, processor, samples, config, execution, arguments, Places(checkpoints, features),
+            identity(config, inputs), tower_hash(model, projector), asked,
+            projector_rate=config.projector_learning_rate,
+        )  # fmt: skip
+        weights = trained_weights(network, config)
+        if is_main_process():
+            with training_artefact(output, config, inputs, trained) as directory:
+                save_weights(weights, network, directory, model, pretrained)
+                save_example(processor, samples, directory)

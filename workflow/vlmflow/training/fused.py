@@ -139,6 +139,10 @@ class Group:
         self._waiting = list(outputs[1:])
         return outputs[0]
 
+    def forget(self) -> None:
+        """Let go of outputs that nobody came for, as when memory ran out in between."""
+        self._waiting = []
+
     def next(self) -> Tensor:
         """The output of the next layer, for the input of the first."""
         return self._waiting.pop(0)
@@ -181,13 +185,13 @@ def _scales(state: Any) -> Tensor:
     return scales + state.offset
 
 
-def fuse_adapters(model: Any, dtype: torch.dtype) -> int:
-    """Compute the plain LoRA layers in the blocks of a language model in groups; returns how many groups there are.
+def fuse_adapters(model: Any, dtype: torch.dtype) -> list[Group]:
+    """Compute the plain LoRA layers in the blocks of a language model in groups; returns these.
 
     For training only: dropout is always on. Layers with other adapters (DoRA), without one, or with unlike neighbours
     are left to peft.
     """
-    groups = 0
+    groups: list[Group] = []
     for module in model.modules():
         made = {}
         for names in _GROUPS:
@@ -197,7 +201,7 @@ def fuse_adapters(model: Any, dtype: torch.dtype) -> int:
                 _install(layers, made[names])
         if made.keys() >= {_GATE_UP, _DOWN} and _is_silu(module.act_fn) and module.down_proj.weight.is_cuda:
             _install_swiglu(module, made[_GATE_UP], made[_DOWN])
-        groups += len(made)
+        groups += made.values()
     return groups
 
 

@@ -27,8 +27,9 @@ class Interrupted(Exception):  # noqa: N818 (a request, not an error)
 def interrupts(clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[], bool]]:
     """While the block runs, SIGTERM and SIGUSR1 only set a flag; the function that it yields tells whether it is set.
 
-    A second SIGTERM, more than five seconds after the first, does what it did before the block: a job that hangs can
-    be ended. To be used in the main thread (Python runs signal handlers nowhere else).
+    A second SIGTERM, more than five seconds after the first, ends the process: a job that hangs can be ended. The
+    shell of a rule ignores these signals, so what they did before the block is no guide. To be used in the main thread
+    (Python runs signal handlers nowhere else).
     """
     terminated: list[float] = []
     asked: list[int] = []
@@ -40,7 +41,8 @@ def interrupts(clock: Callable[[], float] = time.monotonic) -> Iterator[Callable
             return
         terminated.append(clock())
         if terminated[-1] - terminated[0] > _SAME_REQUEST:
-            signal.signal(number, previous[signal.SIGTERM])
+            before = previous[signal.SIGTERM]
+            signal.signal(number, signal.SIG_DFL if before is signal.SIG_IGN else before)
             signal.raise_signal(number)
 
     previous = {number: signal.getsignal(number) for number in _SIGNALS}

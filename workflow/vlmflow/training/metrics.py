@@ -21,6 +21,7 @@ from vlmflow.provenance import peak_memory_mb
 from vlmflow.training.meter import Meter
 
 logger = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
 BOARD = "tensorboard"
 """Folder of the TensorBoard events, beside metrics.jsonl."""
 _LINES = 20  # progress lines per run, and

@@ -40,6 +40,12 @@ class Objective(torch.nn.Module):
         usual = self._spread or _learns(core.lm_head) or core.lm_head.bias is not None
         self._output = None if usual else _aligned(core.lm_head)
 
+    def train(self, mode: bool = True) -> Objective:
+        """A tower that does not learn stays in evaluation mode, as when its features are cached."""
+        super().train(mode)
+        self.core.get_submodule(VISION).train(mode and getattr(self, "_vision_learns", False))
+        return self
+
     @property
     def core(self) -> Any:
         """The transformers model, out of peft's wrapper."""
@@ -89,7 +95,7 @@ class Objective(torch.nn.Module):
             if image_places.numel():
                 embedded = embedded.index_copy(1, image_places, pictures[None])
             else:
-                embedded = embedded + 0 * pictures.sum()
+                embedded = embedded + pictures[:0].sum()
         return embedded
 
     def look(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -14,5 +14,6 @@ def compute_dtype(precision: str) -> torch.dtype:
     with it.
     """
     if precision == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+        native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     return _DTYPES[precision]

@@ -13,23 +13,27 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmflow.models.directory import LANGUAGE, VISION
 from vlmflow.training.attention import use_packed_attention
-from vlmflow.training.fused import fuse_adapters
+from vlmflow.training.fused import Group, fuse_adapters
+
+_COMPILED = "compiled"
 
 
-def prepare(core: Any, dtype: torch.dtype, fuse: bool, compiled: bool) -> None:
+def prepare(core: Any, dtype: torch.dtype, fuse: bool, compiled: bool) -> list[Group]:
     """``core``: the transformers model, adapters inside. ``fuse``: adapters and patch embedding are computed in our own
     way, which reads parameters outside of their layers' calls (ZeRO-3 must not). ``compiled``: layer by layer, so that
-    all layers of a kind share what was compiled.
+    all layers of a kind share what was compiled. Returns the groups of adapters that were made.
     """
+    groups: list[Group] = []
     language, tower = core.get_submodule(LANGUAGE), core.get_submodule(VISION)
     use_packed_attention(language)
     if fuse:
-        fuse_adapters(language, dtype)
+        groups = fuse_adapters(language, dtype)
         _embed_patches_by_product(tower)
     if compiled:
         torch._dynamo.config.cache_size_limit = 64  # kinds of layers x with and without gradients x shapes
         for layer in (*_layers(language), *_layers(tower)):
             layer.compile()
+    return groups
 
 
 def recompute(core: Any, layers: int) -> None:
@@ -55,8 +59,15 @@ def _layers(part: torch.nn.Module) -> list[Any]:
 
 
 def _set_recompute(layer: Any, on: bool) -> None:
-    layer.gradient_checkpointing = on
-    layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+    """Around what was compiled: torch.compile gives up on a layer whose recomputation it would have to look into."""
+    again = functools.partial(checkpoint, use_reentrant=False)
+    compiled = getattr(layer._compiled_call_impl, _COMPILED, layer._compiled_call_impl)
+    if compiled is None:
+        layer.gradient_checkpointing, layer._gradient_checkpointing_func = on, again
+        return
+    twice = functools.partial(again, compiled)
+    setattr(twice, _COMPILED, compiled)
+    layer._compiled_call_impl = twice if on else compiled
 
 
 def _embed_patches_by_product(tower: torch.nn.Module) -> None:

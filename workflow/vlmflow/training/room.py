@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
 from vlmflow.cost.estimate import GIB
 from vlmflow.cost.shape import Shape
-from vlmflow.cost.split import USABLE, Case, choose
+from vlmflow.cost.split import USABLE, Case, choose, explain
 from vlmflow.cost.workload import Parallel, Split, Training, trained_parameters
 from vlmflow.training.batches import Packer, Room
 from vlmflow.training.checkpoints import largest
+from vlmflow.training.fused import Group
 from vlmflow.training.objective import Objective
 from vlmflow.training.options import Execution
 from vlmflow.training.prepare import recompute
@@ -34,6 +35,8 @@ class Fit:
     samples: Samples
     core: Any
     state: Checkpoints
+    conditions: dict[str, Any]
+    """What a remembered split was found under."""
 
     @property
     def room(self) -> Room:
@@ -54,16 +57,10 @@ class Fit:
         elif self.split.checkpointed_layers < layers:
             self.split = replace(self.split, checkpointed_layers=layers)
         else:
-            self._explain()
+            raise explain(self.case)
         logger.info("out of GPU memory: %s", describe(self.split, layers))
-        self.state.remember(split=[self.split.micro_batch_size, self.split.checkpointed_layers], limit=self.case.limit)
+        self.state.remember(**self.conditions, split=[self.split.micro_batch_size, self.split.checkpointed_layers])
         self.apply()
-
-    def _explain(self) -> None:
-        """Raise the planner's error as if the device were as small as it has proved to be."""
-        case = self.case
-        limit = min(case.limit, 0.99 * case.memory(case.smallest).total)
-        choose(case.shape, case.training, case.longest, limit, case.share, parallel=case.parallel)
 
 
 def choose_fit(
@@ -72,30 +69,32 @@ def choose_fit(
     """The fastest split that the estimate lets fit, or the one that an earlier start of this run was forced to."""
     shape = Shape.of(core.config.to_dict())
     longest = (samples.most("tokens"), samples.most("tiles"), samples.most("supervised"))
-    share = -(-samples.schedule.batch_size // parallel.gpus)
+    share = samples.schedule.batch_size // parallel.gpus
     limit = _limit(execution)
     case = Case(shape, training, longest, limit, share, parallel)
     layers = shape.language.blocks.layers
+    asked = execution.gradient_checkpointing
+    wished: dict[str, Any] = {"micro_batch_size": execution.micro_batch_size, "checkpointing": asked}
+    conditions = {"limit": limit, "parallel": asdict(parallel), **wished}
     known = state.recall()
-    if known.get("limit") == limit:
+    if known and all(known.get(name) == value for name, value in conditions.items()):
         split = Split(*known["split"])
     elif torch.cuda.is_available():
-        split = choose(
-            shape, training, longest, limit, share, micro_batch_size=execution.micro_batch_size,
-            checkpointing=execution.gradient_checkpointing, parallel=parallel,
-        )  # fmt: skip
+        split = choose(shape, training, longest, limit, share, parallel=parallel, **wished)
     else:
-        asked = execution.gradient_checkpointing
         recomputed = 0 if asked == "auto" else layers if asked is True else int(asked)
         split = Split(min(execution.micro_batch_size or _ON_CPU, share), min(recomputed, layers))
+    if torch.cuda.is_available():
+        _announce(case, split)
+    return Fit(case, split, samples, core, state, conditions)
+
+
+def _announce(case: Case, split: Split) -> None:
     needed = case.memory(split)
     sizes = {field.name: getattr(needed, field.name) / GIB for field in fields(needed)}
     parts = ", ".join(f"{name} {size:.1f}" for name, size in sizes.items() if size >= 0.05)
-    if torch.cuda.is_available():
-        logger.info("memory: %.1f GiB expected (%s); %s", needed.total / GIB, parts, describe(split, layers))
-    fit = Fit(case, split, samples, core, state)
-    fit.apply()
-    return fit
+    layers = case.shape.language.blocks.layers
+    logger.info("memory: %.1f GiB expected (%s); %s", needed.total / GIB, parts, describe(split, layers))
 
 
 def describe(split: Split, layers: int) -> str:
@@ -106,30 +105,60 @@ def describe(split: Split, layers: int) -> str:
     )
 
 
-def probe(fit: Fit, objective: Objective, dtype: torch.dtype) -> None:
-    """Run the worst micro-batches once, forward and backward, beside room for the optimizer; shrink until they fit.
+class Ahead:
+    """Brings micro-batches to the device. Copying, and a frozen tower's work, go on beside the backward pass of the
+    micro-batch before, on a CUDA stream of their own if ``beside``.
+    """
+
+    def __init__(self, objective: Objective, device: torch.device, beside: bool) -> None:
+        self._objective, self._device = objective, device
+        self._stream = torch.cuda.Stream() if beside else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        """``batch`` on the device, with features in place of pictures if they were made already."""
+        if self._stream is None:
+            return self._copied(batch)
+        current = torch.cuda.current_stream()
+        with torch.cuda.stream(self._stream):
+            ready: Batch = self._objective.look(self._copied(batch))
+        current.wait_stream(self._stream)
+        for value in ready.values():
+            if isinstance(value, torch.Tensor):
+                value.record_stream(current)
+        return ready
+
+    def _copied(self, batch: Batch) -> Batch:
+        return {
+            name: value.to(self._device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+
+
+def probe(fit: Fit, objective: Objective, ahead: Ahead, groups: list[Group], dtype: torch.dtype) -> None:
+    """Run the worst micro-batches, forward and backward, beside room for the optimizer; shrink until they fit.
 
     No gradient is kept. All processes shrink alike.
     """
     device = next(objective.parameters()).device
     trained = trained_parameters(fit.case.shape, fit.case.training)
-    while largest(_fails(fit, objective, dtype, device, trained), device):
+    while largest(_fails(fit, objective, ahead, dtype, trained), device):
+        free_memory(groups)
         fit.shrink()
+    free_memory(groups)
 
 
-def _fails(fit: Fit, objective: Objective, dtype: torch.dtype, device: torch.device, trained: int) -> bool:
+def _fails(fit: Fit, objective: Objective, ahead: Ahead, dtype: torch.dtype, trained: int) -> bool:
     try:
         copies = 2 if fit.case.parallel.gpus == 1 else 3  # Adam's two moments; gradients on their way to the others
-        reserved = torch.empty(trained * copies, device=device)
+        reserved = torch.empty(trained * copies, device=next(objective.parameters()).device)
         for batch in _worst(fit, dtype):
-            objective(**to_device(batch, device)).backward()
+            objective(**ahead(batch)).backward()
         del reserved
         return False
     except torch.OutOfMemoryError:
         return True
     finally:
         objective.zero_grad(set_to_none=True)
-        free_memory()
 
 
 def _worst(fit: Fit, dtype: torch.dtype) -> list[Batch]:
@@ -137,21 +166,15 @@ def _worst(fit: Fit, dtype: torch.dtype) -> list[Batch]:
     batches = []
     for column in ("tokens", "tiles", "supervised"):
         records = fit.samples.longest(column, fit.split.micro_batch_size)
-        records = [records[place % len(records)] for place in range(fit.split.micro_batch_size)]
-        batches.append(Packer(dtype)([fit.samples.sample(*record) for record in dict.fromkeys(records)]))
+        made = [fit.samples.sample(*record) for record in records]
+        batches.append(Packer(dtype)([made[place % len(made)] for place in range(fit.split.micro_batch_size)]))
     return batches
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The tensors of a micro-batch on ``device``."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
-
-
-def free_memory() -> None:
-    """Give memory that nothing refers to any more back to the device."""
+def free_memory(groups: list[Group]) -> None:
+    """Give memory that nothing refers to any more back to the device; ``groups`` may hold outputs of a failed pass."""
+    for group in groups:
+        group.forget()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -160,7 +183,7 @@ def free_memory() -> None:
 def _limit(execution: Execution) -> float:
     """Bytes to plan with; ``gpu_memory_gb`` is made a hard limit."""
     if not torch.cuda.is_available():
-        return float("inf")
+        return 0.0  # main memory is not planned here
     whole = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     allowed = min(whole, (execution.gpu_memory_gb or float("inf")) * 1e9)
     if allowed < whole:

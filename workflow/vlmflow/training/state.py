@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -10,14 +11,14 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, sha256_json
 from vlmflow.fingerprint import fingerprint
 
 logger = logging.getLogger(__name__)
-_IDENTITY, _FACTS = "identity.json", "facts.json"
+_IDENTITY, _FACTS, _LOCK = "identity.json", "facts.json", ".lock"
 _HASH = re.compile(r"[0-9a-f]{16}")
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
 _STAGES = ("pretrain.py", "finetune.py")
@@ -40,6 +41,7 @@ class Checkpoints:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder / _LOCK)
             for unfinished in self.folder.glob(".*"):
                 remove(unfinished)
             _write(self.folder / _IDENTITY, identity)
@@ -120,9 +122,23 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _locked(path: Path) -> IO[str]:
+    """An open file that no other process has locked; raises :class:`UserError` if one has."""
+    stream = path.open("a")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(
+            "another process trains this stage",
+            "stop it, or wait until it is done: it may go on when snakemake itself has ended",
+            file=path.parent,
+        ) from None
+    return stream
+
+
 def _write(path: Path, value: Any) -> None:
     """As ``write_json``, and on the disk before it has its name: a power cut leaves the old or the new content."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _sync(part)
     part.replace(path)

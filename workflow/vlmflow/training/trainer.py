@@ -19,8 +19,9 @@ from vlmflow.cost.estimate import step_flops
 from vlmflow.errors import UserError
 from vlmflow.training.batches import Loader, Step
 from vlmflow.training.checkpoints import AtomicSaves
+from vlmflow.training.fused import Group
 from vlmflow.training.meter import Meter
-from vlmflow.training.room import Fit, free_memory, to_device
+from vlmflow.training.room import Ahead, Fit, free_memory
 from vlmflow.training.samples import Batch
 
 _TRAINED = "trained.safetensors"
@@ -42,6 +43,8 @@ class VlmTrainer(AtomicSaves):
         fit: Fit,
         meter: Meter,
         cached: bool,
+        ahead: Ahead,
+        groups: list[Group],
         optimizer: Callable[[], torch.optim.Optimizer],
         scheduler: Callable[[torch.optim.Optimizer], LRScheduler],
         **named: Any,
@@ -49,7 +52,7 @@ class VlmTrainer(AtomicSaves):
         super().__init__(**named)
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self._loader, self._fit, self._meter, self._cached = loader, fit, meter, cached
-        self._beside = torch.cuda.Stream() if torch.cuda.is_available() and not self.is_deepspeed_enabled else None
+        self._ahead, self._groups = ahead, groups
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Ours. The Trainer forgets one that it was given when DeepSpeed is there, and takes its own."""
@@ -90,43 +93,32 @@ class VlmTrainer(AtomicSaves):
                 return self._accumulate(model, inputs.number, supervised)
             except torch.OutOfMemoryError:
                 self._fit.shrink()
-                if self.args.world_size > 1:  # the others wait for this process in the middle of a step
+                if self.args.world_size > 1 or self.is_deepspeed_enabled:  # the others wait in the middle of a step
                     raise UserError("out of GPU memory", "start it again: it goes on with smaller parts") from None
             model.zero_grad(set_to_none=True)
-            free_memory()
-            seed_step(self.args, inputs.number)
+            free_memory(self._groups)
             self._loader.start(inputs.number, self._fit.room)
+            seed_step(self.args, inputs.number)
 
     def _accumulate(self, model: Any, step: int, supervised: int) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         scale = self.args.world_size / supervised  # data parallelism averages gradients; the loss is a sum
         batches = self._loader.take(step)
+        done: list[tuple[int, int, int, int, float]] = []
         while True:
             with record_function("data"), self._meter.waiting():
                 last, batch = next(batches)
-            self._count(batch)
+            done.append(self._work(batch))
             with self._synchronised(model, last):
-                loss = model(**self._transfer(batch)) * scale
+                loss = model(**self._ahead(batch)) * scale
                 with record_function("backward"):
                     self.accelerator.backward(loss)
             total += loss.detach()
             if last:
-                return total
-
-    def _transfer(self, batch: Batch) -> Batch:
-        """The micro-batch on this process's device. Copying, and a frozen tower's work, go on beside the backward pass
-        of the one before.
-        """
-        if self._beside is None:
-            return to_device(batch, self.args.device)
-        current = torch.cuda.current_stream()
-        with torch.cuda.stream(self._beside):
-            ready: Batch = self.model.look(to_device(batch, self.args.device))
-        current.wait_stream(self._beside)
-        for value in ready.values():
-            if isinstance(value, torch.Tensor):
-                value.record_stream(current)
-        return ready
+                break
+        for work in done:  # that of an attempt which ran out of memory does not count
+            self._meter.add(*work)
+        return total
 
     def _synchronised(self, model: Any, last: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients go to the other processes with the last micro-batch."""
@@ -134,17 +126,20 @@ class VlmTrainer(AtomicSaves):
         alone = isinstance(model, DistributedDataParallel) and not last
         return model.no_sync() if alone else contextlib.nullcontext()
 
-    def _count(self, batch: Batch) -> None:
+    def _work(self, batch: Batch) -> tuple[int, int, int, int, float]:
+        """Samples, tokens, supervised tokens, tiles and operations of a micro-batch."""
         lengths = batch["cu_seqlens"].diff().double()
         pictures = batch.get("pixel_values", batch.get("features"))
         tokens, tiles, learnt = int(lengths.sum()), 0 if pictures is None else len(pictures), len(batch["targets"])
         pairs = float((lengths * (lengths + 1) / 2).sum())
         case = self._fit.case
         flops = step_flops(case.shape, case.training, tokens, pairs, tiles, learnt, cached=self._cached)
-        self._meter.add(len(lengths), tokens, learnt, tiles, flops)
+        return len(lengths), tokens, learnt, tiles, flops
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *rest: Any, **named: Any) -> None:
-        """Before anything is saved: a loss or gradient that is no number ends the run."""
+        """Before anything is logged or saved: a loss or gradient that is no number ends the run."""
+        if not (self.control.should_log or self.control.should_save):
+            return  # looking would let the device wait for this process
         norm = 0.0 if grad_norm is None or self.accelerator.scaler is not None else float(grad_norm)
         if not (math.isfinite(float(tr_loss)) and math.isfinite(norm)):
             last = self.checkpoints.last()
