@@ -236,3 +236,8 @@ def test_training_options_are_the_keys_of_the_schema() -> None:
 def test_resources_that_no_job_could_have_are_told_before_it_runs(key: str, value: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         resolve(edited("pretrains.projector.resources", {key: value}))
+
+
+def test_a_name_that_yaml_takes_for_something_else_is_told() -> None:
+    with pytest.raises(UserError, match="finetunes: YAML reads a name as False; write it in quotes"):
+        resolve({**DEMO, "finetunes": {**DEMO["finetunes"], **yaml.safe_load("off: {init: projector}")}})

@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -18,6 +19,7 @@ except UserError as error:
 
 RESULTS = plan.results
 SCRIPTS = "workflow/scripts"
+STARTED = time.time()
 # Training saves its state when it is asked to stop; the shell around it must not be gone before.
 IGNORING_STOPS = "trap '' TERM USR1;"
 CONFIG_FILES = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
@@ -61,7 +63,7 @@ def print_headlines():
     from vlmflow.report.headline import headline
 
     for comparison in (Path(page).with_name("comparison.json") for page in reports()):
-        if comparison.is_file():
+        if comparison.is_file() and comparison.stat().st_mtime >= STARTED:
             print(headline(comparison), file=sys.stderr)
 
 

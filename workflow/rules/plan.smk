@@ -31,6 +31,8 @@ rule plan_training:
 rule plan:
     input:
         plan.forecasts(),
+    log:
+        f"{RESULTS}/logs/print_plan.log",
     localrule: True
     conda:
         "../../envs/train.yaml"
@@ -40,4 +42,4 @@ rule plan:
     message:
         "What the training stages need"
     shell:
-        f"python {SCRIPTS}/print_plan.py --stages {{input:q}} --output {{params.output:q}}"
+        f"python {SCRIPTS}/print_plan.py --stages {{input:q}} --output {{params.output:q}} 2> >(tee {{log:q}} >&2)"

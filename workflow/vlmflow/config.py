@@ -37,7 +37,8 @@ def resolve(config: Config) -> Config:
     Raises :class:`UserError` that lists every problem: unknown keys with the nearest right one, values of the wrong
     type, names that no node has.
     """
-    problems = [_describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
+    problems = [*_unquoted(config)]
+    problems = problems or [_describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
     if not problems:
         config = deepcopy(config)
         problems = [*fill_published(config), *_unsaid(config)]
@@ -48,6 +49,14 @@ def resolve(config: Config) -> Config:
         found = "\n  ".join(problems)
         raise UserError(f"the configuration has {len(problems)} problem(s):\n  {found}", f"every key: {SCHEMA.name}")
     return config
+
+
+def _unquoted(config: Config) -> Iterator[str]:
+    """Names that YAML takes for something else than text: ``on``, ``off``, ``yes``, ``no``, numbers."""
+    for section, nodes in config.items():
+        for name in nodes if isinstance(nodes, dict) else ():
+            if not isinstance(name, str):
+                yield f"{section}: YAML reads a name as {name!r}; write it in quotes"
 
 
 def _describe(error: jsonschema.ValidationError) -> str:
