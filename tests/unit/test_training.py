@@ -205,6 +205,27 @@ def test_a_projector_of_another_base_is_refused(
                       execution(), tmp_path / "state", tmp_path / "ft" / "manifest.json")  # fmt: skip
 
 
+def test_what_was_complete_is_not_trained_again_when_snakemake_did_not_see_it_end(
+    tiny_model: Path, tiny_tokens: Path, tmp_path: Path, training: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretrained(tiny_model, tiny_tokens, tmp_path, training())
+    lost = ("manifest.json", "metrics.jsonl")  # the outputs of the rule, which snakemake deletes
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in lost}
+    for name in lost:
+        (tmp_path / "out" / name).unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.VlmTrainer, "training_step", lambda *_, **__: pytest.fail("trained again"))
+        pretrained(tiny_model, tiny_tokens, tmp_path, training())
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in lost} == before
+    (tmp_path / "out" / "manifest.json").unlink()
+    (tmp_path / "out" / "projector.safetensors").write_bytes(b"damaged")
+    pretrained(tiny_model, tiny_tokens, tmp_path, training())
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before["manifest.json"], "trained again, the same"
+    (tmp_path / "out" / "manifest.json").unlink()
+    pretrained(tiny_model, tiny_tokens, tmp_path, training(learning_rate=0.5))
+    assert (tmp_path / "out" / "manifest.json").read_bytes() != before["manifest.json"]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_vanished_is_named(tiny_model: Path, tmp_path: Path, training: Options, workers: int) -> None:
     data = make_tiny_data(tmp_path / "data")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +14,26 @@ import torch
 from safetensors import SafetensorError
 
 from vlmflow.errors import UserError
-from vlmflow.files import read_manifest, staged_directory, write_manifest
+from vlmflow.files import (
+    read_json,
+    read_manifest,
+    sha256_file,
+    sha256_json,
+    staged_directory,
+    write_json,
+    write_manifest,
+    write_text,
+)
 from vlmflow.provenance import write_provenance
 from vlmflow.training.engine import Trained
 from vlmflow.training.metrics import BOARD, METRICS
 from vlmflow.training.options import FinetuneOptions, PretrainOptions, TrainingOptions
 from vlmflow.training.parts import keep_parts, save_parts, trained_in_full, whole_parts, whole_value
 from vlmflow.training.precision import compute_dtype
+from vlmflow.training.state import is_main_process, whole_identity
+
+logger = logging.getLogger(__name__)
+_FINISHED = ".finished.json"
 
 
 def input_hashes(**manifests: Path | None) -> dict[str, str]:
@@ -62,8 +76,35 @@ def training_artefact(
         if (trained.state / BOARD).is_dir():
             shutil.copytree(trained.state / BOARD, directory / BOARD)
         write_provenance(directory, asdict(options), inputs, training=trained.facts)
-        write_manifest(directory, base=inputs["model"])
+        manifest = write_manifest(directory, base=inputs["model"])
+        metrics = (directory / METRICS).read_text(encoding="utf-8")
+        run = sha256_json(whole_identity(identity(options, inputs)))
+        write_json(directory / _FINISHED, {"run": run, "manifest": manifest, METRICS: metrics})
     shutil.rmtree(trained.state.parent)
+
+
+def restored(output: Path, options: TrainingOptions, inputs: dict[str, str]) -> bool:
+    """Whether the artefact of exactly this run is there, and has been given back what Snakemake deletes.
+
+    A job may end after snakemake itself did: a login node that is restarted, a closed terminal. Snakemake has not seen
+    it end, deletes manifest and metrics and starts it again; it must not train for hours again.
+    """
+    finished = output.parent / _FINISHED
+    if not finished.is_file() or output.exists():
+        return False
+    kept = read_json(finished)
+    whole = all(_is_whole(output.parent / name, entry) for name, entry in kept["manifest"]["files"].items())
+    if kept["run"] != sha256_json(whole_identity(identity(options, inputs))) or not whole:
+        return False
+    if is_main_process():
+        write_text(output.parent / METRICS, kept[METRICS])
+        write_json(output, kept["manifest"])
+        logger.info("this training was complete already; nothing is trained again")
+    return True
+
+
+def _is_whole(file: Path, entry: dict[str, Any]) -> bool:
+    return file.is_file() and file.stat().st_size == entry["bytes"] and sha256_file(file) == entry["sha256"]
 
 
 class Weights(NamedTuple):

@@ -14,6 +14,7 @@ from vlmflow.training.artefact import (
     data_hashes,
     identity,
     input_hashes,
+    restored,
     save_weights,
     trained_weights,
     training_artefact,
@@ -49,6 +50,8 @@ def train_adapter(
         inputs |= data_hashes(data, inputs["model"])
         if pretrained and read_manifest(pretrained)["base"] != inputs["model"]:
             raise UserError("the projector was trained with another base model", "run snakemake again", file=pretrained)
+        if restored(output, config, inputs):
+            return
         arguments = start(config, execution)
         transformers.set_seed(config.seed)
         processor = load_processor(model)

@@ -12,6 +12,7 @@ from vlmflow.training.artefact import (
     data_hashes,
     identity,
     input_hashes,
+    restored,
     save_weights,
     trained_weights,
     training_artefact,
@@ -44,6 +45,8 @@ def train_projector(
     with interrupts() as asked:
         inputs = input_hashes(model=model)
         inputs |= data_hashes(data, inputs["model"])
+        if restored(output, config, inputs):
+            return
         arguments = start(config, execution)
         transformers.set_seed(config.seed)
         processor = load_processor(model)

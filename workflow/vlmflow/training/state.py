@@ -34,7 +34,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], keep: int) -> None:
-        identity = {**identity, "code": _code(), "versions": _versions()}
+        identity = whole_identity(identity)
         self.folder = folder / sha256_json(identity)[:16]
         self._keep = keep
         if not is_main_process():
@@ -101,6 +101,11 @@ class Checkpoints:
     def _others(self) -> Iterator[Path]:
         named = (path for path in self.folder.parent.iterdir() if _HASH.fullmatch(path.name))
         return (path for path in named if path != self.folder and path.is_dir())
+
+
+def whole_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """``identity`` with the training code and the versions of the libraries."""
+    return {**identity, "code": _code(), "versions": _versions()}
 
 
 def is_main_process() -> bool:
