@@ -107,21 +107,18 @@ def side_by_side(function: Callable[..., Any], *arguments: list[Any]) -> list[An
         return list(pool.map(function, *arguments))
 
 
-def killed_again_and_again(stage: Stage, seed: int) -> tuple[list[str], int]:
-    """Kill runs at random moments, imports included, and go on, until it has happened often enough.
+def killed_again_and_again(stage: Stage, seed: int, kills: int) -> tuple[list[str], int]:
+    """Kill runs at random moments, imports included, and go on, until it has happened ``kills`` times.
 
     Returns the runs, all complete, and how many processes were killed after they had saved.
     """
     moments = random.Random(seed)
     runs: list[str] = []
-    kills = after_saving = 0
-    while kills < KILLS:
-        name = f"killed-{len(runs)}"
+    after_saving = 0
+    while kills:
+        name = f"killed-{seed}-{len(runs)}"
         runs.append(name)
-        while not (stage.output(name) / "manifest.json").exists():
-            if kills == KILLS:
-                stage.finish(name)
-                break
+        while kills and not (stage.output(name) / "manifest.json").exists():
             saved, process = stage.saved(name), stage.start(name)
             try:
                 error = process.communicate(timeout=moments.uniform(0, stage.seconds))[1]
@@ -129,24 +126,47 @@ def killed_again_and_again(stage: Stage, seed: int) -> tuple[list[str], int]:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
-                kills += 1
+                kills -= 1
                 after_saving += stage.saved(name) > saved
+        if not (stage.output(name) / "manifest.json").exists():
+            stage.finish(name)
     return runs, after_saving
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(stages: list[Stage]) -> None:
     resumed: list[int] = []
     killed_after_saving = 0
-    for stage, (runs, after_saving) in zip(stages, side_by_side(killed_again_and_again, stages, [1, 2]), strict=True):
+    found = side_by_side(killed_again_and_again, stages, [1, 2], [KILLS, KILLS])
+    for stage, (runs, after_saving) in zip(stages, found, strict=True):
         weights, losses = stage.result("undisturbed")
         assert [step for step, _ in losses] == list(range(1, len(losses) + 1))
         for name in runs:
             assert stage.result(name) == (weights, losses)
-            assert not stage.state(name).exists()
             resumed.append(stage.facts(name)["resumed_at_step"])
         killed_after_saving += after_saving
     assert max(resumed) > 0
     assert killed_after_saving >= 3, "nearly all were killed before they did anything"
+
+
+def killed_after_saving(stage: Stage, times: int) -> int:
+    """Kill a run ``times`` times once it has saved anew, then let it finish; the step of the last state."""
+    for _ in range(times):
+        saved, process = stage.saved("killed"), stage.start("killed")
+        while stage.saved("killed") == saved and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    last = stage.saved("killed")
+    stage.finish("killed")
+    return last
+
+
+def test_killed_while_it_trains(stages: list[Stage]) -> None:
+    for stage, last in zip(stages, side_by_side(killed_after_saving, stages, [3, 3]), strict=True):
+        assert stage.result("killed") == stage.result("undisturbed")
+        assert stage.facts("killed")["resumed_at_step"] == last > 0
+        assert not stage.state("killed").exists()
 
 
 def stopped_by(stage: Stage, number: signal.Signals) -> tuple[int, str, int]:

@@ -14,6 +14,7 @@ from vlmflow.config import schema
 from vlmflow.cost.forecast import Stage, plan_training
 from vlmflow.cost.forecast_table import _duration, print_plan, render
 from vlmflow.cost.speed import CARDS
+from vlmflow.errors import UserError
 from vlmflow.files import write_json, write_manifest
 from vlmflow.plan import Plan
 from vlmflow.tokens.columns import ROW
@@ -97,10 +98,9 @@ def test_what_does_not_fit_says_what_would(two_billion: tuple[Path, Path], tmp_p
     assert "what would fit: `method: lora`" in row["notes"][0]
 
 
-def test_too_few_samples_for_the_gpus_are_seen_before_the_job(two_billion: tuple[Path, Path], tmp_path: Path) -> None:
-    row = forecast(two_billion, tmp_path, batch_size=2, **on_gpus(4))
-    assert not row["fits"]
-    assert "2 samples of a step cannot be shared by 4 processes" in row["notes"][0]
+def test_too_few_samples_for_the_gpus_are_seen_before_the_job() -> None:
+    with pytest.raises(UserError, match="2 cannot be shared by 4 GPUs"):
+        planned(batch_size=2, **on_gpus(4))
 
 
 def test_notes_tell_what_was_assumed(two_billion: tuple[Path, Path], tmp_path: Path) -> None:
