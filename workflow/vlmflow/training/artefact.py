@@ -90,7 +90,7 @@ def restored(output: Path, options: TrainingOptions, inputs: dict[str, str]) -> 
     it end, deletes manifest and metrics and starts it again; it must not train for hours again.
     """
     finished = output.parent / _FINISHED
-    if not finished.is_file() or output.exists():
+    if not finished.is_file():
         return False
     kept = read_json(finished)
     whole = all(_is_whole(output.parent / name, entry) for name, entry in kept["manifest"]["files"].items())
@@ -99,7 +99,7 @@ def restored(output: Path, options: TrainingOptions, inputs: dict[str, str]) -> 
     if is_main_process():
         write_text(output.parent / METRICS, kept[METRICS])
         write_json(output, kept["manifest"])
-        logger.info("this training was complete already; nothing is trained again")
+        logger.info("this training was complete already; delete %s to train anew", output.parent)
     return True
 
 
