@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +30,6 @@ from vlmflow.training.samples import Samples
 from vlmflow.training.state import Checkpoints
 from vlmflow.training.trainer import StepSeed, VlmTrainer
 
-logger = logging.getLogger(__name__)
 _DEEPSPEED = Path(__file__).resolve().parents[3] / "config" / "deepspeed"
 _ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 _LOGGED = 200  # lines of metrics.jsonl in a long run
