@@ -15,7 +15,7 @@ import numpy as np
 from vlmflow.cost.estimate import GIB, memory
 from vlmflow.cost.shape import Shape
 from vlmflow.cost.speed import ASSUMED, Card, card_named, cpu, seconds
-from vlmflow.cost.split import USABLE, Longest, choose
+from vlmflow.cost.split import ON_CPU, USABLE, Longest, choose
 from vlmflow.cost.workload import Parallel, Split, Training
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, write_json
@@ -28,7 +28,6 @@ from vlmflow.training.schedule import Schedule
 _DEEPSPEED = Path(__file__).resolve().parents[3] / "config" / "deepspeed"
 _STEPS = 50
 """Steps that are packed to see how long one takes; the others are like them."""
-_CPU_MICRO_BATCH = 8
 _LIBRARIES = 1.0 * GIB
 """Main memory that torch and the others take."""
 
@@ -169,7 +168,7 @@ class _Job:
             self.longest,
             self.machine.limit,
             self.share,
-            micro_batch_size=_CPU_MICRO_BATCH if wanted is None and not self.machine.gpus else wanted,
+            micro_batch_size=ON_CPU if wanted is None and not self.machine.gpus else wanted,
             checkpointing=execution.gradient_checkpointing,
             parallel=self.machine.parallel,
         )

@@ -14,6 +14,8 @@ from vlmflow.errors import UserError
 
 USABLE = 0.9
 """Share of a card that is planned with: the estimate may be off, and freed memory is not all of one piece."""
+ON_CPU = 8
+"""Longest records in a micro-batch where a GPU's memory is not the limit."""
 Longest = tuple[int, int, int]
 """(tokens, tiles, supervised tokens) of the longest record, each the most of any."""
 

@@ -49,11 +49,6 @@ def recompute(core: Any, layers: int) -> None:
         _set_recompute(layer, learns and layers >= len(language))
 
 
-def count_layers(core: Any) -> int:
-    """Layers of the language model."""
-    return len(_layers(core.get_submodule(LANGUAGE)))
-
-
 def _layers(part: torch.nn.Module) -> list[Any]:
     return [module for module in part.modules() if isinstance(module, GradientCheckpointingLayer)]
 

@@ -11,7 +11,7 @@ import torch
 
 from vlmflow.cost.estimate import GIB
 from vlmflow.cost.shape import Shape
-from vlmflow.cost.split import USABLE, Case, choose, explain
+from vlmflow.cost.split import ON_CPU, USABLE, Case, choose, explain
 from vlmflow.cost.workload import Parallel, Split, Training, trained_parameters
 from vlmflow.training.batches import Packer, Room
 from vlmflow.training.checkpoints import largest
@@ -23,7 +23,6 @@ from vlmflow.training.samples import Batch, Samples
 from vlmflow.training.state import Checkpoints
 
 logger = logging.getLogger(__name__)
-_ON_CPU = 8  # longest records in a micro-batch where memory is not the limit
 
 
 @dataclass
@@ -83,7 +82,7 @@ def choose_fit(
         split = choose(shape, training, longest, limit, share, parallel=parallel, **wished)
     else:
         recomputed = 0 if asked == "auto" else layers if asked is True else int(asked)
-        split = Split(min(execution.micro_batch_size or _ON_CPU, share), min(recomputed, layers))
+        split = Split(min(execution.micro_batch_size or ON_CPU, share), min(recomputed, layers))
     if torch.cuda.is_available():
         _announce(case, split)
     return Fit(case, split, samples, core, state, conditions)
