@@ -47,7 +47,7 @@ class Job:
     how: dict[str, Any] = field(default_factory=lambda: HOW)
 
     def command(self, folder: Path, processes: int) -> list[str]:
-        launcher = ["torchrun", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
+        launcher = ["python", str(ROOT / "workflow" / "scripts" / "launch.py"), "--processes", str(processes), "--"]
         projector = ["--projector"] if isinstance(self.options, FinetuneOptions) else []
         return [
             *launcher, str(ROOT / "workflow" / "scripts" / f"{self.script}.py"),
@@ -225,12 +225,12 @@ def test_the_death_of_one_process_ends_all(
 def test_a_request_to_stop_saves_what_all_have(
     lora: Job, alone: dict[str, torch.Tensor], tmp_path: Path, deepspeed: str | None
 ) -> None:
-    """torchrun passes the SIGTERM on."""
+    """The launcher passes the SIGTERM on, waits for the save, and ends with the status of the stage."""
     job = replace(lora, how={**HOW, "deepspeed": deepspeed, "checkpoint_steps": 5})
     process = start(job, tmp_path)
     begun(tmp_path, process)
     process.terminate()
-    assert process.wait(timeout=60) != 0
+    assert process.wait(timeout=60) == 75
     found = [path for path in tmp_path.glob("state/*/checkpoint-*") if whole(path)]
     step = max(int(path.name.rsplit("-", 1)[1]) for path in found)
     assert f"stopped at step {step} on request" in (tmp_path / "log").read_text()
@@ -247,7 +247,7 @@ def begun(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 def workers(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
-    """Rank -> process of a job that torchrun has started."""
+    """Rank -> process of a job that the launcher has started."""
     children = psutil.Process(process.pid).children(recursive=True)
     return {int(child.environ()["RANK"]): child for child in children if "RANK" in child.environ()}
 

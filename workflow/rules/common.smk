@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from vlmflow.errors import UserError
-from vlmflow.plan import CHECKPOINT, Plan
+from vlmflow.plan import CHECKPOINT, Plan, growing
 
 try:
     plan = Plan(config)
@@ -37,6 +37,14 @@ def manifests(stage, names):
 
 def one_of(names):
     return "|".join(names) or "(?!)"  # no name at all, where there is none
+
+
+def over_nodes(section):
+    """Resources of a training on several nodes, as functions of its wildcards."""
+    names = ("nodes", "mpi", "tasks", "tasks_per_gpu", "gres")
+    return {
+        key: lambda w, key=key: plan.over_nodes(section, w.name)[key] for key in names
+    }
 
 
 def scores():

@@ -13,7 +13,7 @@ rule merge_adapter:
     threads: 2
     resources:
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
-        runtime=60,
+        runtime=lambda w, attempt: growing(60, attempt),
     params:
         config=lambda w: plan.merge_params(w.name),
         code=plan.code("merge_adapter"),
@@ -38,7 +38,7 @@ rule convert_model:
     threads: 2
     resources:
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
-        runtime=60,
+        runtime=lambda w, attempt: growing(60, attempt),
     params:
         config=lambda w: plan.convert_params(w.name),
         code=plan.code("convert_model"),
@@ -61,8 +61,8 @@ rule convert_official:
         "../../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda w, attempt: growing(4000, attempt),
+        runtime=lambda w, attempt: growing(60, attempt),
     params:
         code=plan.code("convert_official"),
     message:

@@ -46,8 +46,8 @@ rule validate_dataset:
         "../../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=lambda w, attempt: growing(4000, attempt),
+        runtime=lambda w, attempt: growing(120, attempt),
     params:
         config=lambda w: plan.dataset_params(w.name),
         root=lambda w: plan.dataset_root(w.name),
@@ -76,8 +76,8 @@ rule check_leakage:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda w, attempt: growing(4000, attempt),
+        runtime=lambda w, attempt: growing(60, attempt),
     params:
         evaluations=lambda w: plan.leakage_params(w.name),
         code=plan.code("check_leakage"),

@@ -15,7 +15,8 @@ rule evaluate_checkpoint:
     resources:
         gpu=lambda w: plan.resource("evaluations", w.name, "gpu"),
         mem_mb=lambda w, attempt: plan.memory("evaluations", w.name, attempt),
-        runtime=lambda w: plan.resource("evaluations", w.name, "runtime"),
+        runtime=lambda w, attempt: plan.runtime("evaluations", w.name, attempt),
+        nodes=1,
     params:
         config=lambda w: plan.evaluation_params(w.name),
         code=plan.code("evaluate_checkpoint"),
@@ -25,10 +26,11 @@ rule evaluate_checkpoint:
             else ""
         ),
         batch_size=lambda w, resources: plan.evaluation_batch(w.name),
+        launcher=lambda w, resources: plan.evaluation_launcher(w.name),
     message:
         "Asking {wildcards.checkpoint} the questions of {wildcards.name}"
     shell:
-        f"python {SCRIPTS}/evaluate_checkpoint.py --config {{params.config:q}} --model {{input.model:q}} {{params.projector}}"
+        f"{{params.launcher}} {SCRIPTS}/evaluate_checkpoint.py --config {{params.config:q}} --model {{input.model:q}} {{params.projector}}"
         " --checkpoint {wildcards.checkpoint:q} --data {input.data:q} --batch-size {params.batch_size}"
         " --output {output.scores:q} 2> >(tee {log:q} >&2)"
 
@@ -47,8 +49,8 @@ rule evaluate_baselines:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=lambda w, attempt: growing(4000, attempt),
+        runtime=lambda w, attempt: growing(60, attempt),
     params:
         config=lambda w: plan.evaluation_params(w.name),
         code=plan.code("evaluate_baselines"),

@@ -17,6 +17,7 @@ rule train_adapter:
         "../../envs/train.yaml"
     threads: lambda w: plan.resource("finetunes", w.name, "cpus")
     resources:
+        **over_nodes("finetunes"),
         gpu=lambda w: plan.resource("finetunes", w.name, "gpu"),
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
         runtime=lambda w: plan.resource("finetunes", w.name, "runtime"),
@@ -32,7 +33,7 @@ rule train_adapter:
     shell:
         f"{IGNORING_STOPS} {{params.launcher}} {SCRIPTS}/train_adapter.py --config {{params.config:q}} --model {{input.model:q}}"
         " --projector {input.projector:q} --data {input.tokens:q} --execution {params.execution:q}"
-        " --checkpoints {params.checkpoints:q} --output {output.manifest:q} --features {params.features:q} 2> >(tee {log:q} >&2)"
+        " --checkpoints {params.checkpoints:q} --output {output.manifest:q} --features {params.features:q} 2> >(tee -a {log:q} >&2)"
 
 
 rule import_adapter:
@@ -53,7 +54,7 @@ rule import_adapter:
     threads: 2
     resources:
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
-        runtime=60,
+        runtime=lambda w, attempt: growing(60, attempt),
     params:
         config=lambda w: plan.finetune_params(w.name),
         checkpoint=lambda w: plan.import_checkpoint(w.name),

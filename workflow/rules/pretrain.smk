@@ -12,7 +12,7 @@ rule build_model:
     threads: lambda w: plan.resource("models", w.name, "cpus")
     resources:
         mem_mb=lambda w, attempt: plan.memory("models", w.name, attempt),
-        runtime=lambda w: plan.resource("models", w.name, "runtime"),
+        runtime=lambda w, attempt: plan.runtime("models", w.name, attempt),
     params:
         config=lambda w: plan.model_params(w.name),
         files=lambda w: plan.model_files(w.name),
@@ -40,6 +40,7 @@ rule train_projector:
         "../../envs/train.yaml"
     threads: lambda w: plan.resource("pretrains", w.name, "cpus")
     resources:
+        **over_nodes("pretrains"),
         gpu=lambda w: plan.resource("pretrains", w.name, "gpu"),
         mem_mb=lambda w, attempt: plan.memory("pretrains", w.name, attempt),
         runtime=lambda w: plan.resource("pretrains", w.name, "runtime"),
@@ -55,4 +56,4 @@ rule train_projector:
     shell:
         f"{IGNORING_STOPS} {{params.launcher}} {SCRIPTS}/train_projector.py --config {{params.config:q}} --model {{input.model:q}}"
         " --data {input.tokens:q} --execution {params.execution:q} --checkpoints {params.checkpoints:q}"
-        " --output {output.manifest:q} --features {params.features:q} 2> >(tee {log:q} >&2)"
+        " --output {output.manifest:q} --features {params.features:q} 2> >(tee -a {log:q} >&2)"

@@ -17,8 +17,8 @@ rule compare_checkpoints:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=lambda w, attempt: growing(4000, attempt),
+        runtime=lambda w, attempt: growing(30, attempt),
     params:
         experiment=lambda w: plan.experiment_params(w.name),
         evaluations=lambda w: plan.comparison_params(w.name),
@@ -49,8 +49,8 @@ rule render_report:
         "../../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=lambda w, attempt: growing(4000, attempt),
+        runtime=lambda w, attempt: growing(30, attempt),
     params:
         experiment=lambda w: plan.experiment_params(w.name),
         evaluations=lambda w: plan.comparison_params(w.name),

@@ -19,8 +19,8 @@ rule count_tokens:
         "../../envs/train.yaml"
     threads: 2
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=lambda w, attempt: growing(4000, attempt),
+        runtime=lambda w, attempt: growing(120, attempt),
     params:
         config=lambda w: plan.tokens_params(w.stage, w.name),
         code=plan.code("count_tokens"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import math
 from collections.abc import Iterator
 from copy import deepcopy
@@ -11,24 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import yaml
 
 from vlmflow.cost.speed import CARDS
 from vlmflow.errors import UserError
 from vlmflow.models.published import fill_published
+from vlmflow.schema import SCHEMA, describe, fill_defaults, nearest, schema
+from vlmflow.sweeps import expand
 
 Config = dict[str, Any]
 
-SCHEMA = Path(__file__).resolve().parents[1] / "schemas" / "config.schema.yaml"
 DEEPSPEED = Path(__file__).resolve().parents[2] / "config" / "deepspeed"
-TARGETS = ("all", "data", "pretrain", "finetune", "merge", "evaluate", "report", "plan")
-
-
-@functools.cache
-def schema() -> dict[str, Any]:
-    """The JSON schema of the configuration (workflow/schemas/config.schema.yaml)."""
-    loaded: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    return loaded
+TARGETS = ("all", "data", "pretrain", "finetune", "merge", "evaluate", "report", "plan", "results")
 
 
 def resolve(config: Config) -> Config:
@@ -38,17 +29,24 @@ def resolve(config: Config) -> Config:
     type, names that no node has.
     """
     problems = [*_unquoted(config)]
-    problems = problems or [_describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
+    problems = problems or [describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
     if not problems:
         config = deepcopy(config)
         problems = [*fill_published(config), *_unsaid(config)]
     if not problems:
-        _fill_defaults(config, schema())
-        problems = [*_dangling(config), *_contradictions(config), *_machines(config)]
+        fill_defaults(config, schema())
+        problems = _inconsistencies(config)
+    if not problems and config["sweeps"]:
+        problems = [*expand(config)] or _inconsistencies(config)
+    problems = problems or [*_unknown_choice(config)]
     if problems:
         found = "\n  ".join(problems)
         raise UserError(f"the configuration has {len(problems)} problem(s):\n  {found}", f"every key: {SCHEMA.name}")
     return config
+
+
+def _inconsistencies(config: Config) -> list[str]:
+    return [*_dangling(config), *_contradictions(config), *_machines(config)]
 
 
 def _unquoted(config: Config) -> Iterator[str]:
@@ -57,58 +55,6 @@ def _unquoted(config: Config) -> Iterator[str]:
         for name in nodes if isinstance(nodes, dict) else ():
             if not isinstance(name, str):
                 yield f"{section}: YAML reads a name as {name!r}; write it in quotes"
-
-
-def _describe(error: jsonschema.ValidationError) -> str:
-    where = ".".join(str(part) for part in error.absolute_path) or "the top level"
-    if error.validator in ("additionalProperties", "unevaluatedProperties"):
-        known = list(_properties(error.schema))
-        unknown = [key for key in error.instance if key not in known]
-        return f"{where}: " + "; ".join(f"no key '{key}' here{nearest(key, known)}" for key in unknown)
-    if error.validator in ("oneOf", "anyOf") and "required" in error.validator_value[0]:
-        choices = [alternative["required"][0] for alternative in error.validator_value]
-        return f"{where}: give {'exactly ' * (error.validator == 'oneOf')}one of {', '.join(choices)}"
-    if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
-        return f"{where}: '{error.instance}': {error.schema['description']}"
-    if error.validator == "oneOf":
-        return f"{where}: {error.instance!r} is none of what it may be: {error.schema['description']}"
-    return f"{where}: {error.message}"
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """``; did you mean 'x'?``, or the list of what there is when nothing is near."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; there is {', '.join(sorted(known)) or 'none'}"
-
-
-def _properties(node: dict[str, Any]) -> dict[str, Any]:
-    """The named properties of an object schema, those of its ``allOf`` parts first."""
-    parts = [_properties(_target(part)) for part in node.get("allOf", [])]
-    return functools.reduce(lambda left, right: {**left, **right}, [*parts, node.get("properties", {})], {})
-
-
-def _target(node: dict[str, Any]) -> dict[str, Any]:
-    """``node`` merged over what its ``$ref`` points to (always ``#/$defs/NAME`` here)."""
-    if "$ref" not in node:
-        return node
-    return {**_target(schema()["$defs"][node["$ref"].rsplit("/", 1)[1]]), **node}
-
-
-def _fill_defaults(value: Any, node: dict[str, Any]) -> None:
-    node = _target(node)
-    if not isinstance(value, dict):
-        return
-    for name, child in _properties(node).items():
-        child = _target(child)
-        if name not in value and "default" in child:
-            value[name] = deepcopy(child["default"])
-        if name in value:
-            _fill_defaults(value[name], child)
-    if isinstance(node.get("additionalProperties"), dict):
-        for child_value in value.values():
-            _fill_defaults(child_value, node["additionalProperties"])
 
 
 def _references(config: Config) -> Iterator[tuple[str, str, list[str]]]:
@@ -136,8 +82,8 @@ def _references(config: Config) -> Iterator[tuple[str, str, list[str]]]:
         yield f"experiments.{name}.finetune", node["finetune"], ["finetunes"]
         for evaluation in node["evaluations"]:
             yield f"experiments.{name}.evaluations", evaluation, ["evaluations"]
-    if config["experiment"] is not None:
-        yield "experiment", config["experiment"], ["experiments"]
+    for name, node in config["sweeps"].items():
+        yield f"sweeps.{name}.base", node["base"], ["experiments"]
 
 
 def _dangling(config: Config) -> Iterator[str]:
@@ -147,10 +93,19 @@ def _dangling(config: Config) -> Iterator[str]:
             yield f"{place}: no '{name}' in {' or '.join(sections)}{nearest(name, known)}"
 
 
+def _unknown_choice(config: Config) -> Iterator[str]:
+    """The experiment or sweep of ``--config experiment=NAME``, which may be a variant."""
+    known = [*config["experiments"], *config["sweeps"]]
+    if config["experiment"] not in (None, *known):
+        yield f"experiment: no '{config['experiment']}' in experiments or sweeps{nearest(config['experiment'], known)}"
+
+
 def _contradictions(config: Config) -> Iterator[str]:
-    for name in config["experiments"]:
-        if name in TARGETS:
-            yield f"experiments.{name}: this is the name of a target rule; choose another"
+    for section in ("experiments", "sweeps"):
+        for name in (name for name in config[section] if name in TARGETS):
+            yield f"{section}.{name}: this is the name of a target rule; choose another"
+    for name in set(config["sweeps"]) & set(config["experiments"]):
+        yield f"sweeps.{name}: an experiment has this name too, so that `snakemake {name}` is ambiguous; rename one"
     for name in set(config["pretrains"]) & set(config["models"]):
         yield f"pretrains.{name}: a model has this name too, so that `init: {name}` is ambiguous; rename one"
     for name, node in config["models"].items():
@@ -198,13 +153,19 @@ def _machines(config: Config) -> Iterator[str]:
     files = sorted(path.stem for path in DEEPSPEED.glob("*.json"))
     for section, name, node in stages:
         resources, place = node["resources"], f"{section}.{name}"
-        file, card, gpus = resources["deepspeed"], resources["gpu_model"], resources["gpu"]
+        file, card, gpus, nodes = (resources[key] for key in ("deepspeed", "gpu_model", "gpu", "nodes"))
         if file is not None and file not in files:
             yield f"{place}.resources.deepspeed: no {file}.json in config/deepspeed{nearest(file, files)}"
         if card is not None and card not in CARDS:
             yield f"{place}.resources.gpu_model: no '{card}' in the table of cards{nearest(card, list(CARDS))}"
+        if gpus < nodes > 1 or gpus % nodes:
+            yield f"{place}.resources.nodes: {gpus} GPU(s) cannot be spread evenly over {nodes} nodes"
         if gpus and node["batch_size"] % gpus:
             yield f"{place}.batch_size: {node['batch_size']} cannot be shared by {gpus} GPUs; choose a multiple of them"
+    for section in ("models", "evaluations"):
+        for name, node in config[section].items():
+            if node["resources"]["nodes"] > 1:
+                yield f"{section}.{name}.resources.nodes: only trainings run on several nodes"
 
 
 def _unsaid(config: Config) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vlmflow.plan.data import DataPlan
 from vlmflow.plan.evaluation import EvaluationPlan
 from vlmflow.plan.gpu import GpuPlan
+from vlmflow.plan.nodes import growing as growing
 
 CHECKPOINT = r"(model|pretrain|converted)-[A-Za-z0-9_-]+(\+blind)?"
 

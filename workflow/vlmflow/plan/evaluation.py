@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmflow.plan.nodes import Nodes
+from vlmflow.plan.nodes import LAUNCH, Nodes
 from vlmflow.plan.values import as_json, without
 
 _AT_ONCE = 8
@@ -27,6 +27,11 @@ class EvaluationPlan(Nodes):
     def evaluation_batch(self, name: str) -> int:
         """Questions that are answered at once."""
         return self.resource("evaluations", name, "micro_batch_size") or _AT_ONCE
+
+    def evaluation_launcher(self, name: str) -> str:
+        """The command that starts an evaluation: one process, on GPUs that no other job has."""
+        gpus = self.resource("evaluations", name, "gpu")
+        return f"python {LAUNCH} --gpus {gpus} --" if gpus else "python"
 
     def scores(self, experiment: str) -> list[str]:
         return [f"{self._run_folder(*run)}/scores.json" for run in self.runs(experiment)]

@@ -8,6 +8,7 @@ from typing import Any
 from vlmflow.config import Config, resolve
 from vlmflow.fingerprint import fingerprint
 
+LAUNCH = "workflow/scripts/launch.py"
 _SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -83,9 +84,27 @@ class Nodes:
         return self.config[section][name]["resources"][key]
 
     def memory(self, section: str, name: str, attempt: int) -> int:
-        """Main memory in MB; every retry asks for half as much again."""
-        return int(self.resource(section, name, "mem_mb") * (1 + 0.5 * (attempt - 1)))
+        """Main memory of each node in MB; every retry asks for half as much again."""
+        return growing(self.resource(section, name, "mem_mb"), attempt)
+
+    def runtime(self, section: str, name: str, attempt: int) -> int:
+        """Time limit in minutes of a stage that starts anew; every retry asks for half as much again."""
+        return growing(self.resource(section, name, "runtime"), attempt)
+
+    def over_nodes(self, section: str, name: str) -> dict[str, int | str | None]:
+        """Resources by which Slurm grants a training the same GPUs on each of its nodes; None leaves one out.
+
+        One launcher a node (``tasks``), and no task per GPU, which is what the executor makes of ``tasks`` otherwise.
+        """
+        nodes, gpus = self.resource(section, name, "nodes"), self.resource(section, name, "gpu")
+        several = {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0, "gres": f"gpu:{gpus // nodes}"}
+        return {"nodes": nodes, **(several if nodes > 1 else dict.fromkeys(several))}
 
     def code(self, script: str) -> str:
         """Fingerprint of a script and all it imports from the package."""
         return fingerprint(_SCRIPTS / f"{script}.py")
+
+
+def growing(value: int, attempt: int) -> int:
+    """What the ``attempt``-th start of a job asks for (1 is the first)."""
+    return int(value * (1 + 0.5 * (attempt - 1)))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlmflow.plan.nodes import Nodes
+from vlmflow.plan.nodes import LAUNCH, Nodes
 from vlmflow.plan.values import TOKENS, as_json, number, state_of_files, without
 
 _TRAINING = ("epochs", "batch_size", "learning_rate", "weight_decay", "betas", "warmup_ratio", "schedule",
@@ -104,8 +104,9 @@ class TrainingPlan(Nodes):
         return as_json({key: self.resource(section, name, key) for key in _EXECUTION})
 
     def launcher(self, section: str, name: str) -> str:
-        """``python``, or torchrun with one process per GPU, which passes requests to stop on to them."""
-        gpus = self.resource(section, name, "gpu")
-        signals = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-        torchrun = f"torchrun --standalone --nproc-per-node {gpus} --signals-to-handle {signals}"
-        return "python" if gpus < 2 else torchrun
+        """The command that starts a stage's processes, one per GPU; it passes requests to stop on to them."""
+        nodes, gpus = self.resource(section, name, "nodes"), self.resource(section, name, "gpu")
+        cpus = self.resource(section, name, "cpus")
+        each = gpus // nodes
+        options = f"--nodes {nodes} --cpus {cpus} " * (nodes > 1) + f"--gpus {each} --processes {each} " * (gpus > 0)
+        return f"python {LAUNCH} {options}--"

@@ -12,7 +12,7 @@ STATUS = 75
 """Exit status of a stage that stopped on request and goes on when it is started again (EX_TEMPFAIL of sysexits.h)."""
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST = 5.0
-"""Seconds in which a repeated SIGTERM is the same request: torchrun passes on what Slurm sent to every process."""
+"""Seconds in which a repeated SIGTERM is the same request: the launcher passes on what Slurm sent to every process."""
 
 
 class Interrupted(Exception):  # noqa: N818 (a request, not an error)
