@@ -15,6 +15,8 @@ rule train_adapter:
         name=one_of(plan.trained()),
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: lambda w: plan.resource("finetunes", w.name, "cpus")
     resources:
         **over_nodes("finetunes"),
@@ -33,7 +35,7 @@ rule train_adapter:
     shell:
         f"{IGNORING_STOPS} {{params.launcher}} {SCRIPTS}/train_adapter.py --config {{params.config:q}} --model {{input.model:q}}"
         " --projector {input.projector:q} --data {input.tokens:q} --execution {params.execution:q}"
-        " --checkpoints {params.checkpoints:q} --output {output.manifest:q} --features {params.features:q} 2> >(tee -a {log:q} >&2)"
+        " --checkpoints {params.checkpoints:q} --output {output.manifest:q} --features {params.features:q} 2> >(tee {log:q} >&2)"
 
 
 rule import_adapter:
@@ -51,6 +53,8 @@ rule import_adapter:
         name=one_of(plan.imported()),
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 2
     resources:
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),

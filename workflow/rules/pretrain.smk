@@ -9,6 +9,8 @@ rule build_model:
         f"{RESULTS}/benchmarks/build_model/{{name}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: lambda w: plan.resource("models", w.name, "cpus")
     resources:
         mem_mb=lambda w, attempt: plan.memory("models", w.name, attempt),
@@ -38,6 +40,8 @@ rule train_projector:
         f"{RESULTS}/benchmarks/train_projector/{{name}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: lambda w: plan.resource("pretrains", w.name, "cpus")
     resources:
         **over_nodes("pretrains"),
@@ -56,4 +60,4 @@ rule train_projector:
     shell:
         f"{IGNORING_STOPS} {{params.launcher}} {SCRIPTS}/train_projector.py --config {{params.config:q}} --model {{input.model:q}}"
         " --data {input.tokens:q} --execution {params.execution:q} --checkpoints {params.checkpoints:q}"
-        " --output {output.manifest:q} --features {params.features:q} 2> >(tee -a {log:q} >&2)"
+        " --output {output.manifest:q} --features {params.features:q} 2> >(tee {log:q} >&2)"

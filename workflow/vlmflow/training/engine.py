@@ -172,6 +172,7 @@ def fit(
         "epoch_size": samples.schedule.epoch_size,
         "trained_parameters": sum(p.numel() for p in objective.parameters() if p.requires_grad),
         "resumed_at_step": first,
+        "processes": arguments.world_size,
         "micro_batch_size": room.split.micro_batch_size,
         "checkpointed_layers": room.split.checkpointed_layers,
         "cached_features": samples.cache is not None,

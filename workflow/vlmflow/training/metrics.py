@@ -103,6 +103,8 @@ class Progress:
 
     def begin(self, step: int) -> None:
         """Training starts after ``step`` steps."""
+        if step:
+            logger.info("going on after step %d of %d, from the saved state", step, self._steps)
         # the rules send stderr through tee into the log, standard output still is the terminal then
         terminal = next((stream for stream in (sys.stderr, sys.stdout) if stream.isatty()), None)
         self._bar = tqdm(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from vlmflow.differences import differences
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, sha256_json
 from vlmflow.fingerprint import fingerprint
@@ -53,7 +54,7 @@ class Checkpoints:
             ) from error
         for other in self._others():
             if _last(other) is not None:
-                changes = _changes(read_json(other / _IDENTITY), identity) if (other / _IDENTITY).is_file() else []
+                changes = differences(read_json(other / _IDENTITY), identity) if (other / _IDENTITY).is_file() else []
                 why = "; ".join(changes[:3]) or "made by another version of vlmflow"
                 logger.info("the state in %s is not continued: %s; training starts anew", other, why)
 
@@ -164,14 +165,6 @@ def _last(folder: Path) -> Path | None:
 
 def _sorted(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-
-
-def _changes(old: Any, new: Any, name: str = "") -> list[str]:
-    """One entry per value that differs, as in ``options.seed was 0, is 1``."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [line for key in keys for line in _changes(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
-    return [] if old == new else [f"{name} was {old}, is {new}"]
 
 
 def _code() -> str:
