@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("workflow", "tests", "tests/unit")]
 
 from test_published import native, published_names  # noqa: E402
+
 from vlmflow.cost.estimate import GIB  # noqa: E402
 from vlmflow.cost.shape import Shape  # noqa: E402
 from vlmflow.cost.speed import card_named, seconds  # noqa: E402

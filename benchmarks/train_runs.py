@@ -95,7 +95,8 @@ def run(bench: Bench, each: Run, *more: str) -> dict[str, Any]:
     output.unlink(missing_ok=True)
     launcher = [sys.executable]
     if each.processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(each.processes)]
+        launcher += [str(HERE.parent / "workflow" / "scripts" / "launch.py"), "--gpus", str(each.processes),
+                     "--processes", str(each.processes), "--"]  # fmt: skip
     command = [*launcher, str(HERE / each.script), "--model", str(model), "--tokens", str(tokens),
                "--steps", str(bench.steps), "--output", str(output), *each.arguments, *more]  # fmt: skip
     if each.script == "train_ours.py":
