@@ -25,6 +25,7 @@ WHICH = (
 SUM = """
 import os, sys, time, torch
 from vlmflow.cli import run
+from vlmflow.errors import UserError
 from vlmflow.training.interrupts import Interrupted, interrupts
 
 def stage(seconds: float) -> None:
@@ -33,7 +34,11 @@ def stage(seconds: float) -> None:
         torch.distributed.init_process_group("nccl")
         total = torch.ones((), device="cuda")
         torch.distributed.all_reduce(total)
-        print(int(total), torch.cuda.get_device_properties(torch.cuda.current_device()).uuid, flush=True)
+        uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+        sys.stdout.write(f"{int(total)} {uuid}\\n")  # at once: the other process writes to the same pipe
+        sys.stdout.flush()
+        if seconds < 0:
+            raise UserError("nothing but a test")
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             stop = torch.tensor(int(asked()), device="cuda")
@@ -50,6 +55,7 @@ run(stage)
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "workflow"), environment.get("PYTHONPATH", "")])
     pipe = subprocess.PIPE
     return subprocess.Popen([*LAUNCH, *arguments], stdin=pipe, stdout=pipe, text=True, env=environment)
 
@@ -79,3 +85,10 @@ def test_processes_share_one_training_over_nccl(tmp_path: Path, stopped: bool) -
         job.send_signal(signal.SIGTERM)
     job.communicate("\n", timeout=60)
     assert job.returncode == (75 if stopped else 0)
+
+
+def test_a_failed_training_ends_at_once(tmp_path: Path) -> None:
+    (tmp_path / "sum.py").write_text(SUM)
+    job = start("--gpus", "2", "--processes", "2", "--", str(tmp_path / "sum.py"), "--seconds", "-1")
+    job.communicate("", timeout=60)
+    assert job.returncode == 1

@@ -47,7 +47,7 @@ def _present() -> list[str]:
     visible = os.environ.get(VISIBLE)
     if visible is not None:
         return [name.strip() for name in visible.split(",") if name.strip()]
-    query = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]  # DeepSpeed cannot read UUIDs
     try:
         return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):

@@ -61,6 +61,8 @@ def _here(arguments: argparse.Namespace) -> int:
         if arguments.gpus and not gpus:
             print(f"GPUs asked for: {arguments.gpus}; there is none, so this runs on the CPU", file=sys.stderr)
         environment = {**os.environ, **({VISIBLE: ",".join(gpus)} if gpus else {})}
+        if VISIBLE not in os.environ:
+            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers are nvidia-smi's
         if arguments.processes == arguments.nodes == 1:
             return run_one(arguments.command, environment)
         return run_group(arguments.command, environment, arguments.processes, arguments.nodes, arguments.store)
