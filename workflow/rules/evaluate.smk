@@ -11,9 +11,12 @@ rule evaluate_checkpoint:
         f"{RESULTS}/benchmarks/evaluate_checkpoint/{{name}}/{{checkpoint}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: lambda w: plan.resource("evaluations", w.name, "cpus")
     resources:
         gpu=lambda w: plan.resource("evaluations", w.name, "gpu"),
+        cpus_per_task=lambda w: plan.resource("evaluations", w.name, "cpus"),
         mem_mb=lambda w, attempt: plan.memory("evaluations", w.name, attempt),
         runtime=lambda w, attempt: plan.runtime("evaluations", w.name, attempt),
         nodes=1,
@@ -47,6 +50,8 @@ rule evaluate_baselines:
         f"{RESULTS}/benchmarks/evaluate_baselines/{{name}}/{{finetune}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 1
     resources:
         mem_mb=lambda w, attempt: growing(4000, attempt),

@@ -3,7 +3,7 @@ rule train_adapter:
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
         projector=lambda w: plan.projector(w.name),
         tokens=lambda w: plan.tokens("finetune", w.name),
-        leakage=lambda w: ancient(f"{RESULTS}/leakage/{w.name}.passed"),
+        leakage=lambda w: ancient(plan.leakage_gate(w.name)),
     output:
         manifest=f"{RESULTS}/finetune/{{name}}/manifest.json",
         metrics=f"{RESULTS}/finetune/{{name}}/metrics.jsonl",
@@ -21,6 +21,7 @@ rule train_adapter:
     resources:
         **over_nodes("finetunes"),
         gpu=lambda w: plan.resource("finetunes", w.name, "gpu"),
+        cpus_per_task=lambda w: plan.resource("finetunes", w.name, "cpus"),
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
         runtime=lambda w: plan.resource("finetunes", w.name, "runtime"),
     params:
@@ -42,7 +43,7 @@ rule import_adapter:
     input:
         lambda w: plan.import_inputs(w.name),
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
-        leakage=lambda w: ancient(f"{RESULTS}/leakage/{w.name}.passed"),
+        leakage=lambda w: ancient(plan.leakage_gate(w.name)),
     output:
         f"{RESULTS}/finetune/{{name}}/manifest.json",
     log:

@@ -13,16 +13,19 @@ rule build_model:
         *MODULES["train"],
     threads: lambda w: plan.resource("models", w.name, "cpus")
     resources:
+        cpus_per_task=lambda w: plan.resource("models", w.name, "cpus"),
         mem_mb=lambda w, attempt: plan.memory("models", w.name, attempt),
         runtime=lambda w, attempt: plan.runtime("models", w.name, attempt),
     params:
         config=lambda w: plan.model_params(w.name),
         files=lambda w: plan.model_files(w.name),
         code=plan.code("build_model"),
+        store=lambda w, resources: plan.store(),
     message:
         "Building the base model {wildcards.name}"
     shell:
-        f"python {SCRIPTS}/build_model.py --config {{params.config:q}} --output {{output:q}} 2> {{log:q}}"
+        f"python {SCRIPTS}/build_model.py --config {{params.config:q}} --output {{output:q}} {{params.store}}"
+        " 2> {log:q}"
 
 
 # `execution` takes `resources` as an argument so that snakemake does not count it among the parameters that a result
@@ -46,6 +49,7 @@ rule train_projector:
     resources:
         **over_nodes("pretrains"),
         gpu=lambda w: plan.resource("pretrains", w.name, "gpu"),
+        cpus_per_task=lambda w: plan.resource("pretrains", w.name, "cpus"),
         mem_mb=lambda w, attempt: plan.memory("pretrains", w.name, attempt),
         runtime=lambda w: plan.resource("pretrains", w.name, "runtime"),
     params:
