@@ -1,56 +1,91 @@
-"""Resolve envs/*.in into requirements.txt (plain venv, development tools included) and envs/train.yaml (conda).
+"""Resolve envs/*.in into pins: requirements.txt (plain .venv), controller.txt, train.yaml and lmdeploy.yaml (conda).
 
-One fresh virtual environment is installed from the direct dependencies; what pip chose is written down exactly, so that
-conda and the plain environment hold the same versions.
+uv reads the packages' metadata and installs nothing, so that this takes seconds and no CUDA library is downloaded.
+requirements.txt, controller.txt and train.yaml hold the same version of a package.
 """
 
 from __future__ import annotations
 
-import os
+import argparse
+import re
 import subprocess
 import sys
 import tempfile
-import venv
+from collections.abc import Iterable
 from pathlib import Path
 
-ENVS = Path(__file__).parent
-HEADER = "# Made by `make pins` from {sources}; do not edit.\n"
+ENVS = Path(__file__).resolve().parent
+REQUIREMENTS, CONTROLLER = ENVS.parent / "requirements.txt", ENVS / "controller.txt"
+TRAIN, LMDEPLOY = ENVS / "train.yaml", ENVS / "lmdeploy.yaml"
+UV = "uv==0.13.9"
+TARGET = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28")
+CUDA = re.compile("nvidia-|cuda-|triton==")
+"""What a GPU build of torch brings on Linux; in the plain .venv that is left to the build that pip chooses."""
+HEADER = "# Made by `make pins` from {}; do not edit.\n"
 CONDA = """channels:
   - conda-forge
   - nodefaults
 dependencies:
-  - python=3.11
-  - pip
+  - python=3.11.14
+  - pip=25.1.1
   - pip:
 """
 
 
-def resolve(*sources: Path) -> list[str]:
-    """What pip installs for the given requirement files, as NAME==VERSION without local labels such as +cpu."""
-    with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
-        pip = [str(Path(folder) / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        # torch first: the others then keep the build that was chosen for it
-        torch = [line for source in sources for line in source.read_text().splitlines() if line.startswith("torch==")]
-        environment = {**os.environ, "DS_BUILD_OPS": "0"}
-        subprocess.run([*pip, "install", *torch], check=True)
-        files = [argument for source in sources for argument in ("-r", str(source))]
-        subprocess.run([*pip, "install", *files], check=True, env=environment)
-        frozen = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True).stdout
-    # the CUDA libraries that a GPU build of torch brings are torch's own choice per platform
-    lines = [line.split("+")[0] for line in frozen.splitlines() if not line.startswith(("nvidia-", "triton"))]
-    return [line for line in lines if "==" in line]
-
-
 def main() -> None:
-    """Write both files."""
-    train, dev = ENVS / "train.in", ENVS / "dev.in"
-    pinned = resolve(train)
-    conda = "".join(f"    - {line}\n" for line in pinned)
-    (ENVS / "train.yaml").write_text(HEADER.format(sources="envs/train.in") + CONDA + conda)
-    everything = "".join(f"{line}\n" for line in resolve(train, dev))
-    (ENVS.parent / "requirements.txt").write_text(HEADER.format(sources="envs/train.in and envs/dev.in") + everything)
+    """Resolve anew and write every file."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--keep", action="store_true", help="keep every pin that envs/*.in still allow")
+    parser.add_argument("--check", action="store_true", help="as --keep, but only tell which files would change")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        files = resolve(Path(folder), keep=options.keep or options.check)
+    stale = [path for path, text in files.items() if not path.is_file() or path.read_text() != text]
+    if options.check:
+        sys.exit(f"stale: {', '.join(path.name for path in stale)}; run `make pins`" if stale else 0)
+    for path in stale:
+        path.write_text(files[path])
+
+
+def resolve(folder: Path, keep: bool) -> dict[Path, str]:
+    """The text that every file should have; uv works in ``folder``."""
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), UV], check=True)
+
+    def compiled(*sources: str, kept: Iterable[Path] = (), constraint: Iterable[str] = ()) -> list[str]:
+        limits, output = folder / "limits.txt", folder / "pins.txt"
+        limits.write_text("\n".join(constraint))
+        # uv prefers the versions that its output file already has
+        output.write_text("\n".join(pin for path in kept if keep and path.is_file() for pin in pins(path)))
+        command = [str(folder / "bin" / "uv"), "pip", "compile", "--quiet", "--no-header", "--no-annotate", *TARGET]
+        command += ["--constraint", str(limits), "--output-file", str(output)]
+        subprocess.run([*command, *(str(ENVS / f"{source}.in") for source in sources)], check=True)
+        return output.read_text().split()
+
+    everything = compiled("controller", "train", "dev", kept=(REQUIREMENTS, TRAIN))
+    plain = [pin for pin in everything if not CUDA.match(pin)]
+    controller = compiled("controller", constraint=everything)
+    train = compiled("train", constraint=everything)
+    lmdeploy = compiled("lmdeploy", kept=(LMDEPLOY,))
+    return {
+        REQUIREMENTS: _listed(plain, "envs/controller.in, envs/train.in and envs/dev.in"),
+        CONTROLLER: _listed(controller, "envs/controller.in"),
+        TRAIN: _conda(train, "envs/train.in"),
+        LMDEPLOY: _conda(lmdeploy, "envs/lmdeploy.in"),
+    }
+
+
+def pins(path: Path) -> list[str]:
+    """NAME==VERSION of every Python package that a file of pins lists, a conda environment's too."""
+    return re.findall(r"^(?:    - )?(\S+==\S+)$", path.read_text(), re.MULTILINE)
+
+
+def _listed(pinned: list[str], sources: str) -> str:
+    return HEADER.format(sources) + "".join(f"{pin}\n" for pin in pinned)
+
+
+def _conda(pinned: list[str], sources: str) -> str:
+    return HEADER.format(sources) + CONDA + "".join(f"    - {pin}\n" for pin in pinned)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
