@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
-from vlmflow.evaluation.summary import sentence
+from vlmflow.evaluation.summary import percent, plain, sentence
 from vlmflow.files import read_json
 
 
@@ -13,6 +14,15 @@ def headline(comparison: Path) -> str:
     found = read_json(comparison)
     title = found["experiment"]["title"] or found["experiment"]["name"]
     return f"\n{title}\n  {sentence(found['headline'])}\n  report: {comparison.with_name('index.html')}\n"
+
+
+def best_variant(table: Path) -> str:
+    """The first line of a sweep's table.tsv in words, and where the table is."""
+    with table.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    best = rows[0]
+    measured = f"{best['evaluation']}: {plain(best['metric'])} {percent(float(best['after']))}"
+    return f"\nBest of {len(rows)}: {best['experiment']}\n  {measured}\n  table: {table.with_suffix('.html')}\n"
 
 
 def print_headline(comparison: Path) -> None:
