@@ -5,15 +5,17 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
-if (
-    "experiments" not in config
-):  # a --configfile that has experiments of its own stands alone
+# a --configfile that has experiments of its own stands alone
+if "experiments" not in config:
 
     configfile: "config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/environments.smk"
+include: "workflow/rules/ownership.smk"
 include: "workflow/rules/fetch.smk"
+include: "workflow/rules/generate.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/tokens.smk"
 include: "workflow/rules/plan.smk"
@@ -22,54 +24,31 @@ include: "workflow/rules/finetune.smk"
 include: "workflow/rules/convert.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/table.smk"
+include: "workflow/rules/housekeeping.smk"
+include: "workflow/rules/targets.smk"
 
 
 localrules:
     all,
-    data,
-    pretrain,
-    finetune,
-    merge,
-    evaluate,
-    report,
 
 
 rule all:
     default_target: True
     input:
         reports(),
+        tables(),
         manifests("official", plan.officials()),
 
 
-rule data:
-    input:
-        manifests("data", plan.datasets()),
-
-
-rule pretrain:
-    input:
-        manifests("pretrain", plan.pretrains()),
-
-
-rule finetune:
-    input:
-        manifests("finetune", plan.finetunes()),
-
-
-rule merge:
-    input:
-        models(),
-
-
-rule evaluate:
-    input:
-        scores(),
-
-
-rule report:
-    input:
-        reports(),
+onstart:
+    hide_secrets()
 
 
 onsuccess:
     print_headlines()
+    plan.own_files.remember()
+
+
+onerror:
+    plan.own_files.remember()

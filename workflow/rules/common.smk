@@ -11,6 +11,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 from vlmflow.errors import UserError
 from vlmflow.plan import CHECKPOINT, Plan, growing
+from vlmflow.triggers import teach_snakemake
 
 try:
     plan = Plan(config)
@@ -23,6 +24,7 @@ STARTED = time.time()
 # Training saves its state when it is asked to stop; the shell around it must not be gone before.
 IGNORING_STOPS = "trap '' TERM USR1;"
 CONFIG_FILES = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
+teach_snakemake(plan.own_files)
 
 
 wildcard_constraints:
@@ -40,8 +42,8 @@ def one_of(names):
 
 
 def over_nodes(section):
-    """Resources of a training on several nodes, as functions of its wildcards."""
-    names = ("nodes", "mpi", "tasks", "tasks_per_gpu", "gres")
+    """GPUs and nodes of a training, as functions of its wildcards."""
+    names = ("nodes", "gpu", "mpi", "tasks", "tasks_per_gpu", "gres")
     return {
         key: lambda w, key=key: plan.over_nodes(section, w.name)[key] for key in names
     }
@@ -59,6 +61,10 @@ def reports():
     ]
 
 
+def tables():
+    return [f"{RESULTS}/tables/{sweep}/table.tsv" for sweep in plan.sweeps()]
+
+
 def models():
     return manifests("converted", plan.finetunes()) + manifests(
         "official", plan.officials()
@@ -68,19 +74,15 @@ def models():
 def print_headlines():
     if "MAKELEVEL" in os.environ:
         return  # make prints the headline itself, also when there was nothing to do
-    from vlmflow.report.headline import headline
+    from vlmflow.report.headline import best_variant, headline
 
-    for comparison in (Path(page).with_name("comparison.json") for page in reports()):
+    variants = {name for sweep in plan.sweeps() for name in plan.variants(sweep)}
+    for experiment in plan.experiments():
+        if experiment in variants:
+            continue
+        comparison = Path(RESULTS, "report", experiment, "comparison.json")
         if comparison.is_file() and comparison.stat().st_mtime >= STARTED:
             print(headline(comparison), file=sys.stderr)
-
-
-# `snakemake NAME` builds the experiment NAME.
-for experiment in plan.config["experiments"]:
-
-    rule:
-        name:
-            experiment
-        input:
-            f"{RESULTS}/report/{experiment}/index.html",
-        localrule: True
+    for table in map(Path, tables()):
+        if table.is_file() and table.stat().st_mtime >= STARTED:
+            print(best_variant(table), file=sys.stderr)

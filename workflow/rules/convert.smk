@@ -3,13 +3,16 @@ rule merge_adapter:
         model=lambda w: plan.manifest("models", plan.model_of(w.name)),
         adapter=f"{RESULTS}/finetune/{{name}}/manifest.json",
     output:
-        f"{RESULTS}/merged/{{name}}/manifest.json",
+        manifest=f"{RESULTS}/merged/{{name}}/manifest.json",
+        weights=touch(f"{RESULTS}/merged/{{name}}.weights"),
     log:
         f"{RESULTS}/logs/merge_adapter/{{name}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/merge_adapter/{{name}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 2
     resources:
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
@@ -21,12 +24,15 @@ rule merge_adapter:
         "Merging {wildcards.name} into its base and comparing logits"
     shell:
         f"python {SCRIPTS}/merge_adapter.py --config {{params.config:q}} --model {{input.model:q}} --adapter {{input.adapter:q}}"
-        " --output {output:q} 2> {log:q}"
+        " --output {output.manifest:q} 2> {log:q}"
 
 
+# The file `weights` stands for the merged weights, which go with it unless they are kept. A missing file that nobody
+# waits for is no reason to merge again; an edit of `convert` is.
 rule convert_model:
     input:
-        f"{RESULTS}/merged/{{name}}/manifest.json",
+        manifest=f"{RESULTS}/merged/{{name}}/manifest.json",
+        weights=f"{RESULTS}/merged/{{name}}.weights",
     output:
         f"{RESULTS}/converted/{{name}}/manifest.json",
     log:
@@ -35,6 +41,8 @@ rule convert_model:
         f"{RESULTS}/benchmarks/convert_model/{{name}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 2
     resources:
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
@@ -42,10 +50,14 @@ rule convert_model:
     params:
         config=lambda w: plan.convert_params(w.name),
         code=plan.code("convert_model"),
+        drop=lambda w, input: (
+            "" if plan.keeps_merged(w.name) else f"--drop {shlex.quote(input.weights)}"
+        ),
     message:
         "Writing the deployment directory of {wildcards.name}"
     shell:
-        f"python {SCRIPTS}/convert_model.py --config {{params.config:q}} --model {{input:q}} --output {{output:q}} 2> {{log:q}}"
+        f"python {SCRIPTS}/convert_model.py --config {{params.config:q}} --model {{input.manifest:q}}"
+        " --output {output:q} {params.drop} 2> {log:q}"
 
 
 rule convert_official:
@@ -59,6 +71,8 @@ rule convert_official:
         f"{RESULTS}/benchmarks/convert_official/{{name}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 2
     resources:
         mem_mb=lambda w, attempt: growing(4000, attempt),

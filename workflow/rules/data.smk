@@ -1,35 +1,7 @@
-rule generate_annotations:
-    input:
-        lambda w: plan.dataset_input(w.name),
-    output:
-        f"{RESULTS}/generated/{{name}}/manifest.json",
-    log:
-        f"{RESULTS}/logs/generate_annotations/{{name}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/generate_annotations/{{name}}.tsv"
-    localrule: True
-    conda:
-        "../../envs/train.yaml"
-    threads: 1
-    params:
-        config=lambda w: plan.generate_params(w.name),
-        images=lambda w: plan.pictures_folder(w.name),
-        files=lambda w: plan.files(w.name),
-        code=plan.code("generate_annotations"),
-        limits=lambda w, input: plan.generate_limits(w.name),
-        cache=f"{RESULTS}/cache/generated",
-    message:
-        "Asking for questions and answers about the pictures of {wildcards.name}"
-    shell:
-        f"python {SCRIPTS}/generate_annotations.py --config {{params.config:q}} --limits {{params.limits:q}}"
-        " --images {params.images:q} --cache {params.cache:q} --output {output:q} 2> >(tee {log:q} >&2)"
-
-
 rule validate_dataset:
     input:
         source=lambda w: plan.dataset_input(w.name),
         generated=lambda w: plan.generated(w.name),
-        schemas=plan.data_schemas(),
     output:
         manifest=f"{RESULTS}/data/{{name}}/manifest.json",
         report=report(
@@ -44,6 +16,8 @@ rule validate_dataset:
         f"{RESULTS}/benchmarks/validate_dataset/{{name}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 2
     resources:
         mem_mb=lambda w, attempt: growing(4000, attempt),
@@ -52,6 +26,7 @@ rule validate_dataset:
         config=lambda w: plan.dataset_params(w.name),
         root=lambda w: plan.dataset_root(w.name),
         files=lambda w: plan.files(w.name),
+        schemas=plan.data_schemas(),
         code=plan.code("validate_dataset"),
         cache=f"{RESULTS}/cache/pictures/{{name}}.sqlite",
     message:
@@ -74,6 +49,8 @@ rule check_leakage:
     priority: 10  # before the projector is trained, where both could start
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 1
     resources:
         mem_mb=lambda w, attempt: growing(4000, attempt),

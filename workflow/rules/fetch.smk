@@ -11,15 +11,18 @@ rule fetch_source:
     localrule: True
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 1
     params:
         config=lambda w: plan.source_params(w.name),
         files=lambda w: plan.source_files(w.name),
         code=plan.code("fetch_source"),
+        store=lambda w, resources: plan.store(),
     message:
         "Fetching {wildcards.name}"
     shell:
-        f"python {SCRIPTS}/fetch_source.py --config {{params.config:q}} --output {{output:q}} 2> {{log:q}}"
+        f"python {SCRIPTS}/fetch_source.py --config {{params.config:q}} --output {{output:q}} {{params.store}} 2> {{log:q}}"
 
 
 rule prepare_source:
@@ -34,6 +37,8 @@ rule prepare_source:
     localrule: True
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 1
     params:
         kind=lambda w: plan.config["sources"][w.name]["prepare"],

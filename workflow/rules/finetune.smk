@@ -20,7 +20,6 @@ rule train_adapter:
     threads: lambda w: plan.resource("finetunes", w.name, "cpus")
     resources:
         **over_nodes("finetunes"),
-        gpu=lambda w: plan.resource("finetunes", w.name, "gpu"),
         cpus_per_task=lambda w: plan.resource("finetunes", w.name, "cpus"),
         mem_mb=lambda w, attempt: plan.memory("finetunes", w.name, attempt),
         runtime=lambda w: plan.resource("finetunes", w.name, "runtime"),

@@ -16,6 +16,8 @@ rule plan_training:
     localrule: True
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 1
     params:
         stage=lambda w: plan.forecast_params(w.stage, w.name),
@@ -36,6 +38,8 @@ rule plan:
     localrule: True
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 1
     params:
         output=f"{RESULTS}/plan/plan.json",

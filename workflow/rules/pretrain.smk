@@ -48,7 +48,6 @@ rule train_projector:
     threads: lambda w: plan.resource("pretrains", w.name, "cpus")
     resources:
         **over_nodes("pretrains"),
-        gpu=lambda w: plan.resource("pretrains", w.name, "gpu"),
         cpus_per_task=lambda w: plan.resource("pretrains", w.name, "cpus"),
         mem_mb=lambda w, attempt: plan.memory("pretrains", w.name, attempt),
         runtime=lambda w: plan.resource("pretrains", w.name, "runtime"),

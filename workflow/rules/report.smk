@@ -15,6 +15,8 @@ rule compare_checkpoints:
         f"{RESULTS}/benchmarks/compare_checkpoints/{{name}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 1
     resources:
         mem_mb=lambda w, attempt: growing(4000, attempt),
@@ -47,6 +49,8 @@ rule render_report:
         f"{RESULTS}/benchmarks/render_report/{{name}}.tsv"
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 1
     resources:
         mem_mb=lambda w, attempt: growing(4000, attempt),

@@ -17,6 +17,8 @@ rule count_tokens:
         stage="pretrain|finetune",
     conda:
         "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
     threads: 2
     resources:
         mem_mb=lambda w, attempt: growing(4000, attempt),
