@@ -22,13 +22,14 @@ import os, signal, sys, time
 asked = []
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda number, _: asked.append(number))
-print(os.environ.get("RANK", "-"), os.environ.get("WORLD_SIZE", "-"), os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+says = [os.environ.get("RANK", "-"), os.environ.get("WORLD_SIZE", "-"), os.environ["CUDA_VISIBLE_DEVICES"]]
+os.write(1, (" ".join(says) + "\\n").encode())  # at once: the other process writes to the same pipe
 end = time.monotonic() + float(sys.argv[1])
 while time.monotonic() < end and not asked:
     time.sleep(0.02)
 if asked:
     time.sleep(0.5)  # saving
-    print("saved", flush=True)
+    os.write(1, b"saved\\n")
 sys.exit(75 if asked else int(sys.argv[2]))
 """
 
@@ -94,6 +95,25 @@ def test_two_jobs_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (first, second) == (["4", "5"], ["6"])
     with granted(3, tmp_path) as all_of_them:
         assert all_of_them == ["4", "5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [("2, 0", ["2", "0"]), ("GPU-bb,01", ["1"]), ("0,0", ["0"]), ("0,-1,2", ["0"]), ("-1", []), ("", []),
+     (None, ["0", "1", "2"])],
+)  # fmt: skip
+def test_a_gpu_has_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, found: list[str]
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '0, GPU-aa1\\n1, GPU-bb2\\n2, GPU-cc3\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with granted(len(found) or 1, tmp_path / "locks") as gpus:
+        assert gpus == found
 
 
 def test_a_job_waits_for_gpus_and_takes_none_meanwhile(tmp_path: Path) -> None:

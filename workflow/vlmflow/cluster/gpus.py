@@ -6,7 +6,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,12 +15,12 @@ from typing import IO
 from vlmflow.errors import UserError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_LOCKS = Path(tempfile.gettempdir()) / "vlmflow-gpus"
+_LOCKS = Path("/tmp/vlmflow-gpus")  # not TMPDIR, which may be another one in each job
 
 
 @contextmanager
 def granted(count: int, locks: Path = _LOCKS, patience: float = 2.0) -> Iterator[list[str]]:
-    """``count`` GPUs that no other job of this machine holds, named as in CUDA_VISIBLE_DEVICES; waits for them.
+    """``count`` GPUs that no other job of this machine holds, for CUDA_VISIBLE_DEVICES; waits for them.
 
     One lock file per GPU serves all users of the machine; the kernel lets go of it when the last process of a job is
     gone. Under Slurm the grant is Slurm's and nothing is locked. Where there is no GPU at all the list is empty: the
@@ -44,14 +43,28 @@ def granted(count: int, locks: Path = _LOCKS, patience: float = 2.0) -> Iterator
 
 
 def _present() -> list[str]:
+    """The GPUs that CUDA may use, by nvidia-smi's numbers (DeepSpeed cannot read UUIDs), each once."""
+    all_of_them = _installed()
     visible = os.environ.get(VISIBLE)
-    if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
-    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]  # DeepSpeed cannot read UUIDs
+    if visible is None:
+        return list(all_of_them)
+    found = []
+    for name in (name.strip() for name in visible.split(",")):
+        if not name or name.startswith("-"):
+            break  # CUDA ignores what comes after
+        number = str(int(name)) if name.isdecimal() else None
+        found.append(number or next((key for key, uuid in all_of_them.items() if uuid.startswith(name)), name))
+    return list(dict.fromkeys(found))
+
+
+def _installed() -> dict[str, str]:
+    """Number -> UUID."""
+    query = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+        listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return []
+        return {}
+    return dict(line.split(", ", 1) for line in listed.splitlines())
 
 
 def _wait(count: int, here: list[str], locks: Path, patience: float) -> list[tuple[str, IO[str]]]:

@@ -57,12 +57,16 @@ def _over_nodes(arguments: argparse.Namespace) -> int:
 
 
 def _here(arguments: argparse.Namespace) -> int:
+    if job := os.environ.get("SLURM_JOB_ID"):
+        # also so that the stage's log is never empty: snakemake would not show Slurm's own log of a killed job then
+        print(f"Slurm job {job} on {os.environ.get('SLURMD_NODENAME', 'this node')}", file=sys.stderr)
     with granted(arguments.gpus) as gpus:
         if arguments.gpus and not gpus:
             print(f"GPUs asked for: {arguments.gpus}; there is none, so this runs on the CPU", file=sys.stderr)
-        environment = {**os.environ, **({VISIBLE: ",".join(gpus)} if gpus else {})}
-        if VISIBLE not in os.environ:
-            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers are nvidia-smi's
+        environment = dict(os.environ)
+        if gpus:
+            environment[VISIBLE] = ",".join(gpus)
+            environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # that of nvidia-smi's numbers
         if arguments.processes == arguments.nodes == 1:
             return run_one(arguments.command, environment)
         return run_group(arguments.command, environment, arguments.processes, arguments.nodes, arguments.store)
