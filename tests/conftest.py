@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from llava_parts import make_language, make_vision
+from repository import TINY, copy_repository, snakemake
 from vlmflow.data.records import Image, Record, Turn, write_records
 from vlmflow.files import sha256_file, write_manifest
 from vlmflow.models.build import build_model
@@ -154,3 +156,56 @@ def training() -> Callable[..., dict[str, Any]]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy of the repository in which the tiny recipe has run, and what was printed."""
+    folder = copy_repository(tmp_path_factory.mktemp("finished"))
+    return folder, snakemake(*TINY, folder=folder)
+
+
+OWN = """
+datasets:
+  mine: {path: data/mine, annotations: answers.csv, split: {validation: 0, test: 0.2}}
+finetunes:
+  mine: {init: projector, datasets: [mine], batch_size: 4}
+evaluations:
+  mine: {dataset: mine, max_new_tokens: 4}
+experiments:
+  mine: {finetune: mine, evaluations: [mine]}
+"""
+
+
+class OwnRun(NamedTuple):
+    """An experiment on a user's own pictures beside the tiny recipe (mine.yaml): refused first, then finished."""
+
+    folder: Path
+    refused: str
+    left: list[str]
+
+
+@pytest.fixture(scope="session")
+def own_run(finished: tuple[Path, str]) -> OwnRun:
+    """20 pictures and a table of answers, first with one picture cut off and one missing, then mended and read-only."""
+    folder = finished[0]
+    mine, results = folder / "data" / "mine", folder / "results" / "tiny"
+    mine.mkdir()
+    for picture in sorted((results / "prepared" / "digits" / "images").glob("*.png"))[:20]:
+        shutil.copy(picture, mine)
+    rows = "".join(f"{picture.name},Is it a digit?,yes\n" for picture in sorted(mine.glob("*.png")))
+    (mine / "answers.csv").write_text("image,question,answer\n" + rows)
+    (folder / "mine.yaml").write_text(OWN)
+    good = (mine / "0003.png").read_bytes()
+    (mine / "0003.png").write_bytes(good[:60])
+    (mine / "0005.png").unlink()
+    refused = snakemake("mine", *TINY, "mine.yaml", folder=folder, check=False)
+    left = sorted(path.relative_to(results).as_posix() for path in results.glob("*/mine/*"))
+    (mine / "0003.png").write_bytes(good)
+    shutil.copy(mine / "0004.png", mine / "0005.png")
+    mine.chmod(0o555)
+    try:
+        snakemake("mine", *TINY, "mine.yaml", folder=folder)
+    finally:
+        mine.chmod(0o755)
+    return OwnRun(folder, refused, left)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +19,7 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "MAKELEVEL"},  # as from a terminal, not from make
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
 }
+TINY = ("--configfile", "config/recipes/tiny.yaml")
 _PARTS = ("Snakefile", "workflow", "config", "envs", "profiles", "slurm", "data")
 
 
@@ -34,11 +40,28 @@ def copy_repository(parent: Path) -> Path:
 
 def snakemake(*arguments: str, folder: Path, check: bool = True) -> str:
     """Output of a snakemake call in ``folder``; a failure shows it whole."""
-    done = subprocess.run(["snakemake", *arguments], cwd=folder, capture_output=True, text=True, env=ENVIRONMENT)
-    output = done.stdout + done.stderr
-    assert not check or done.returncode == 0, output
-    assert check or done.returncode != 0, output
-    return output
+    with tempfile.NamedTemporaryFile() as output, socket.socket(socket.AF_UNIX) as connection:
+        request = {"arguments": arguments, "folder": str(folder), "environment": ENVIRONMENT, "output": output.name}
+        connection.connect(_server())
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        status = connection.recv(8)
+        text = output.read().decode()
+    assert not check or status == b"0", text
+    assert check or status != b"0", text
+    return text
+
+
+@functools.cache
+def _server() -> str:
+    """Where snakemake_server.py listens, in a process that ends with this one."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    command = [sys.executable, Path(__file__).with_name("snakemake_server.py"), f"{folder}/socket"]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
+    atexit.register(server.communicate)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"ready\n"
+    return f"{folder}/socket"
 
 
 def jobs(output: str) -> dict[str, int]:

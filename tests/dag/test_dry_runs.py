@@ -75,7 +75,7 @@ def test_printed_commands_carry_everything(clone: Path) -> None:
     """What `snakemake -p` prints names script, options and paths, and nothing of snakemake."""
     output = snakemake("-n", "-p", folder=clone)
     command = next(line for line in output.splitlines() if "train_adapter.py" in line)
-    script = "python workflow/scripts/train_adapter.py"
+    script = "python workflow/scripts/launch.py -- workflow/scripts/train_adapter.py"
     options = ("--config '{", '"method": "qlora"', "--model results/models", "--projector results/pretrain/projector")
     for part in (script, *options, "--execution '{"):
         assert part in command

@@ -163,7 +163,7 @@ def killed_after_saving(stage: Stage, times: int) -> int:
 
 
 def test_killed_while_it_trains(stages: list[Stage]) -> None:
-    for stage, last in zip(stages, side_by_side(killed_after_saving, stages, [2, 2]), strict=True):
+    for stage, last in zip(stages, side_by_side(killed_after_saving, stages, [1, 1]), strict=True):
         assert stage.result("killed") == stage.result("undisturbed")
         assert stage.facts("killed")["resumed_at_step"] == last > 0
         assert not stage.state("killed").exists()

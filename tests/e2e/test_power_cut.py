@@ -75,7 +75,8 @@ def test_killed_and_started_again(folder: Path, run: subprocess.Popen[bytes]) ->
     refused = snakemake(*ARGUMENTS, folder=folder, check=False)
     assert f"results: another run writes here: process {run.pid} of" in refused
     assert "Traceback" not in refused
-    assert "are free" in snakemake("disk", "--cores", "1", "--configfile", "power.yaml", folder=folder)
+    printed = snakemake("disk", "results", "--cores", "1", "--configfile", "power.yaml", folder=folder)
+    assert "are free" in printed and "experiments are finished" in printed
     first = next((folder / "results" / "data").glob("*/manifest.json"))
     before = first.read_bytes(), first.stat().st_mtime_ns
 
@@ -101,9 +102,14 @@ def test_killed_and_started_again(folder: Path, run: subprocess.Popen[bytes]) ->
 def test_what_another_working_directory_made_is_left_alone(folder: Path) -> None:
     owner = folder / "results" / ".workflow" / "owner.json"
     owner.parent.mkdir(parents=True)
-    there = {"directory": str(folder.parent), "inode": 1, "results": owner.parents[1].stat().st_ino}
-    write_json(owner, {**there, "host": socket.gethostname(), "user": "ada", "since": 0})
+    there = {"directory": str(folder.parent), "inode": 1, "inode_of_results": owner.parents[1].stat().st_ino}
+    more = {"name": "results", "mark": "0", "host": socket.gethostname(), "user": "ada", "since": 0}
+    write_json(owner, {**there, **more})
     refused = snakemake(*ARGUMENTS, "--dry-run", folder=folder, check=False)
     assert f"results: these results belong to the working directory {folder.parent} on " in refused
     assert "Traceback" not in refused
+    arguments = (*ARGUMENTS, "--dry-run", "--snakefile", str(folder / "Snakefile"))
+    (folder / "elsewhere").mkdir()
+    shutil.copy(folder / "power.yaml", folder / "elsewhere")
+    assert "run snakemake in the repository: cd" in snakemake(*arguments, folder=folder / "elsewhere", check=False)
     assert "name a folder as `store`" in snakemake(*ARGUMENTS, "--dry-run", "--cache", folder=folder, check=False)

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from repository import ENVIRONMENT, copy_repository, jobs, snakemake
-
-RECIPE = ("--configfile", "config/recipes/tiny.yaml")
+from conftest import OwnRun
+from repository import ENVIRONMENT, TINY, copy_repository, jobs, snakemake
 
 
 def read(path: Path) -> Any:
@@ -28,13 +27,6 @@ def printed_command(output: str, script: str) -> str:
     """The command of a job as snakemake shows it."""
     line = next(line for line in output.splitlines() if f"{script}.py" in line)
     return line[line.index("python ") :]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A copy of the repository in which the tiny recipe has run, and what was printed."""
-    folder = copy_repository(tmp_path_factory.mktemp("e2e"))
-    return folder, snakemake(*RECIPE, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -96,38 +88,13 @@ def test_every_stage_says_where_it_comes_from(results: Path) -> None:
 
 
 def test_a_second_run_does_nothing(finished: tuple[Path, str]) -> None:
-    assert "Nothing to be done" in snakemake(*RECIPE, folder=finished[0])
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "rerun"),
-    [
-        ("max_new_tokens: 8", "max_new_tokens: 6",
-         {"evaluate_checkpoint", "evaluate_baselines", "compare_checkpoints", "render_report"}),
-        ("micro_batch_size: 64", "micro_batch_size: 32", set()),
-        ("title: Tiny models", "title: Small models", {"compare_checkpoints", "render_report"}),
-        ("dtype: float16, max", "dtype: bfloat16, max",
-         {"convert_model", "evaluate_checkpoint", "compare_checkpoints", "render_report"}),
-        ("learning_rate: 0.001\n", "learning_rate: 0.002\n",
-         {"train_adapter", "merge_adapter", "convert_model", "evaluate_checkpoint", "compare_checkpoints",
-          "render_report"}),
-    ],
-    ids=["evaluation", "resources", "title", "conversion", "finetune"],
-)  # fmt: skip
-def test_an_edit_reruns_its_stage_and_what_follows(
-    finished: tuple[Path, str], old: str, new: str, rerun: set[str]
-) -> None:
-    text = (finished[0] / "config" / "recipes" / "tiny.yaml").read_text()
-    assert old in text
-    (finished[0] / "edited.yaml").write_text(text.replace(old, new))
-    planned = jobs(snakemake("-n", "--configfile", "edited.yaml", folder=finished[0]))
-    assert set(planned) - {"all", "total"} == rerun
+    assert "Nothing to be done" in snakemake(*TINY, folder=finished[0])
 
 
 def test_touching_pictures_and_weights_reruns_nothing(finished: tuple[Path, str], results: Path) -> None:
     for path in [*results.rglob("*.safetensors"), *results.rglob("*.png"), *results.rglob("manifest.json")]:
         path.touch()
-    assert "Nothing to be done" in snakemake("-n", *RECIPE, folder=finished[0])
+    assert "Nothing to be done" in snakemake("-n", *TINY, folder=finished[0])
 
 
 def test_a_stage_runs_by_hand_from_the_printed_command(finished: tuple[Path, str], results: Path) -> None:
@@ -138,19 +105,20 @@ def test_a_stage_runs_by_hand_from_the_printed_command(finished: tuple[Path, str
 
 
 def test_snakemakes_own_report(finished: tuple[Path, str]) -> None:
-    snakemake(*RECIPE, "--report", "report.zip", folder=finished[0])
+    snakemake(*TINY, "--report", "report.zip", folder=finished[0])
     assert (finished[0] / "report.zip").stat().st_size > 100_000
 
 
 @pytest.fixture(scope="module")
 def again(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second copy, interrupted while it trains and started again; only the downloads are shared."""
+    """Some answers in a second copy, interrupted while it trains and started again; only the downloads are shared."""
     folder = copy_repository(tmp_path_factory.mktemp("again"))
     shutil.copytree(results / "sources", folder / "results" / "tiny" / "sources")
     text = (folder / "config" / "recipes" / "tiny.yaml").read_text()
     every_step = text.replace("    batch_size: 16\n", "    batch_size: 16\n    resources: {checkpoint_steps: 5}\n")
     (folder / "config" / "recipes" / "tiny.yaml").write_text(every_step)
-    run = subprocess.Popen(["snakemake", *RECIPE], cwd=folder, start_new_session=True, env=ENVIRONMENT,
+    answers = [f"results/tiny/evaluate/held-out/{name}/scores.json" for name in ("converted-qlora", "model-tiny")]
+    run = subprocess.Popen(["snakemake", *TINY, "--", *answers], cwd=folder, start_new_session=True, env=ENVIRONMENT,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     state = folder / "results" / "tiny" / "checkpoints" / "finetune" / "qlora"
     deadline = time.monotonic() + 240
@@ -162,7 +130,7 @@ def again(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run.wait(60)
     assert run.returncode != 0
     assert not (folder / "results" / "tiny" / "finetune" / "qlora").exists()
-    snakemake(*RECIPE, folder=folder)
+    snakemake(*TINY, "--", *answers, folder=folder)
     return folder / "results" / "tiny"
 
 
@@ -184,66 +152,19 @@ def test_equal_configurations_give_equal_bytes(results: Path, again: Path, file:
         assert one.read_bytes() == other.read_bytes()
 
 
-OWN = """
-datasets:
-  mine: {path: data/mine, annotations: answers.csv, split: {validation: 0, test: 0.2}}
-finetunes:
-  mine: {init: projector, datasets: [mine], batch_size: 4}
-evaluations:
-  mine: {dataset: mine, max_new_tokens: 4}
-experiments:
-  mine: {finetune: mine, evaluations: [mine]}
-"""
-
-
-@pytest.fixture
-def own_pictures(finished: tuple[Path, str], results: Path) -> Path:
-    """A user's own folder next to the finished recipe: 20 pictures and a table of answers."""
-    mine = finished[0] / "data" / "mine"
-    shutil.rmtree(mine, ignore_errors=True)
-    mine.mkdir()
-    pictures = sorted((results / "prepared" / "digits" / "images").glob("*.png"))[:20]
-    for picture in pictures:
-        shutil.copy(picture, mine)
-    rows = "".join(f"{picture.name},Is it a digit?,yes\n" for picture in pictures)
-    (mine / "answers.csv").write_text("image,question,answer\n" + rows)
-    (finished[0] / "mine.yaml").write_text(OWN)
-    return mine
-
-
-def own(folder: Path, *arguments: str, check: bool = True) -> str:
-    return snakemake("mine", *RECIPE, "mine.yaml", *arguments, folder=folder, check=check)
-
-
-def test_bad_data_stops_before_training_and_fixing_it_goes_on(
-    finished: tuple[Path, str], results: Path, own_pictures: Path
-) -> None:
-    folder = finished[0]
-    good = (own_pictures / "0003.png").read_bytes()
-    (own_pictures / "0003.png").write_bytes(good[:60])
-    (own_pictures / "0005.png").unlink()
-    output = own(folder, check=False)
-    assert "0003.png" in output
-    assert "0005.png" in output
-    assert "2 of 20 records" in output
-    assert "Traceback" not in output
-    assert "rule train_adapter" not in output
-    assert sorted(path.name for path in (results / "data" / "mine").iterdir()) == ["problems.json", "problems.md"]
-    assert not (results / "finetune" / "mine").exists()
-    (own_pictures / "0003.png").write_bytes(good)
-    (own_pictures / "0005.png").write_bytes((own_pictures / "0004.png").read_bytes())
-    own_pictures.chmod(0o555)  # only read
-    try:
-        own(folder)
-    finally:
-        own_pictures.chmod(0o755)
+def test_bad_data_stops_before_training_and_fixing_it_goes_on(own_run: OwnRun, results: Path) -> None:
+    assert "0003.png" in own_run.refused
+    assert "0005.png" in own_run.refused
+    assert "2 of 20 records" in own_run.refused
+    assert "Traceback" not in own_run.refused
+    assert "rule train_adapter" not in own_run.refused
+    assert own_run.left == ["data/mine/problems.json", "data/mine/problems.md"]
     assert (results / "report" / "mine" / "index.html").is_file()
     assert not (results / "data" / "mine" / "problems.md").exists()
 
 
-def test_own_pictures_share_the_projector(finished: tuple[Path, str], own_pictures: Path) -> None:
-    del own_pictures
-    planned = jobs(own(finished[0], "-n", "--forceall"))
+def test_own_pictures_share_the_projector(own_run: OwnRun) -> None:
+    planned = jobs(snakemake("mine", *TINY, "mine.yaml", "-n", "--forceall", folder=own_run.folder))
     assert planned["train_projector"] == planned["train_adapter"] == 1
 
 

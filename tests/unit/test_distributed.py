@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -57,7 +58,16 @@ class Job:
         ]  # fmt: skip
 
 
+@functools.cache
+def compile_helper() -> None:
+    """DeepSpeed's helper for gloo is compiled once (40 s), not by two processes at a time."""
+    environment = {**ENVIRONMENT, "DS_ACCELERATOR": "cpu"}
+    subprocess.run([sys.executable, "-c", _BUILD], env=environment, check=True, capture_output=True, timeout=300)
+
+
 def start(job: Job, folder: Path, processes: int = 2) -> subprocess.Popen[str]:
+    if job.how.get("deepspeed"):
+        compile_helper()
     folder.mkdir(exist_ok=True)
     environment = {**ENVIRONMENT, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "log").open("w") as log:
@@ -80,13 +90,6 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
     assert found.keys() == expected.keys() and found
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled() -> None:
-    """DeepSpeed's helper for gloo is compiled once (40 s), not by two processes at a time."""
-    environment = {**ENVIRONMENT, "DS_ACCELERATOR": "cpu"}
-    subprocess.run([sys.executable, "-c", _BUILD], env=environment, check=True, capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +165,7 @@ def test_the_processes_share_every_batch_and_some_get_text_only(lora: Job) -> No
     assert mixed
 
 
-@pytest.mark.parametrize("deepspeed", [None, "zero2"])
+@pytest.mark.parametrize("deepspeed", [None, pytest.param("zero2", marks=pytest.mark.slow)])
 def test_two_processes_end_in_the_weights_of_one(
     lora: Job, alone: dict[str, torch.Tensor], tmp_path: Path, deepspeed: str | None
 ) -> None:

@@ -12,6 +12,7 @@ from vlmflow.errors import UserError
 from vlmflow.fetch import fetch_source, local
 from vlmflow.files import read_manifest
 from vlmflow.plan import Plan
+from vlmflow.plan.own_files import OwnFiles
 
 
 @pytest.fixture
@@ -128,6 +129,7 @@ def test_the_rule_runs_again_when_the_path_changes(mine: Path) -> None:
     def plan(path: Path) -> Plan:
         bare = object.__new__(Plan)
         bare.config = {"sources": {"s": {"path": str(path)}, "u": {"url": "file:///x"}}}
+        bare.own_files = OwnFiles(mine.parent / "kept")
         return bare
 
     before, one, missing = state(mine), state(mine / "a.json"), state(mine / "nothing")
