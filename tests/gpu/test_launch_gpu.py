@@ -25,8 +25,8 @@ WHICH = (
 SUM = """
 import os, sys, time, torch
 from vlmflow.cli import run
-from vlmflow.errors import UserError
-from vlmflow.training.interrupts import Interrupted, interrupts
+from vlmflow.errors import Interrupted, UserError
+from vlmflow.training.interrupts import interrupts
 
 def stage(seconds: float) -> None:
     with interrupts() as asked:

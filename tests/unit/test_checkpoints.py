@@ -21,10 +21,9 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 
-from vlmflow.errors import UserError
+from vlmflow.errors import Interrupted, UserError
 from vlmflow.training import state
 from vlmflow.training.checkpoints import AtomicSaves, Checkpoints, SaveSchedule
-from vlmflow.training.interrupts import Interrupted
 
 IDENTITY = {"options": {"seed": 0}, "inputs": {"model": "a"}}
 

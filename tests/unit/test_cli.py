@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from vlmflow.cli import run
-from vlmflow.errors import UserError
-from vlmflow.training.interrupts import Interrupted
+from vlmflow.errors import Interrupted, UserError
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vlmflow.errors import UserError
-from vlmflow.training.interrupts import STATUS, Interrupted
+from vlmflow.errors import STOPPED, Interrupted, UserError
 
 # Threads that wait in a busy loop make training ten times slower when anything else wants a core of a small machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -44,7 +43,7 @@ def run(function: Callable[..., object], argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
-        sys.exit(STATUS)
+        sys.exit(STOPPED)
     except OSError as error:  # disk full, no permission: nothing that a traceback would explain
         sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:

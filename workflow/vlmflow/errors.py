@@ -1,9 +1,12 @@
-"""Errors that a user can act on: file, record, field, reason, and what to do."""
+"""Errors that a user can act on: file, record, field, reason, and what to do; and the wish to go on later."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+STOPPED = 75
+"""Exit status of a stage that stopped on request and goes on when it is started again (EX_TEMPFAIL of sysexits.h)."""
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,11 @@ class UserError(Exception):
     ) -> None:
         self.problem = Problem(reason, advice, file, record, field)
         super().__init__(str(self.problem))
+
+
+class Interrupted(Exception):  # noqa: N818 (a request, not an error)
+    """Training stopped on request after ``step`` optimizer steps; its state is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step} on request; the state is saved, run the same command again")
+        self.step = step

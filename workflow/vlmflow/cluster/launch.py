@@ -10,10 +10,7 @@ from pathlib import Path
 from vlmflow.cluster.gpus import VISIBLE, granted
 from vlmflow.cluster.processes import run_group, run_one, run_over_nodes, shared_store
 from vlmflow.cluster.requeue import requeue
-from vlmflow.errors import UserError
-
-STOPPED = 75
-"""Status of a stage that saved its state on request (vlmflow.training.interrupts.STATUS)."""
+from vlmflow.errors import STOPPED, UserError
 
 
 def main(argv: list[str] | None = None) -> None:

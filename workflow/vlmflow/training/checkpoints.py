@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
-from vlmflow.errors import UserError
+from vlmflow.errors import Interrupted, UserError
 from vlmflow.files import read_json, write_json
-from vlmflow.training.interrupts import Interrupted
 from vlmflow.training.state import Checkpoints, flush, remove
 
 _LAYOUT = "layout.json"

@@ -8,19 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STATUS = 75
-"""Exit status of a stage that stopped on request and goes on when it is started again (EX_TEMPFAIL of sysexits.h)."""
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _SAME_REQUEST = 5.0
 """Seconds in which a repeated SIGTERM is the same request: the launcher passes on what Slurm sent to every process."""
-
-
-class Interrupted(Exception):  # noqa: N818 (a request, not an error)
-    """Training stopped on request after ``step`` optimizer steps; its state is saved."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped at step {step} on request; the state is saved, run the same command again")
-        self.step = step
 
 
 @contextmanager
