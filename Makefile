@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on this machine: no GPU, no conda, no root; about 8 minutes after installation
 # make test   lint, types, unit tests, dry runs of every recipe, the tiny recipe end to end, killed trainings
-.PHONY: demo tiny test test-slow lint format pins docs rulegraph bench-data
+.PHONY: demo tiny test test-slow test-slurm lint format pins docs rulegraph bench-data
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -20,6 +20,10 @@ test: lint
 test-slow: .venv/complete
 	pytest -m slow
 
+# Through a real Slurm that the tests start and stop, as root; CONTRIBUTING.md
+test-slurm: .venv/complete
+	pytest -m slurm tests
+
 lint: .venv/complete
 	ruff check
 	ruff format --check
@@ -38,7 +42,7 @@ bench-data: .venv/complete
 	python benchmarks/data_images.py
 	python benchmarks/tokens.py
 
-# Refresh requirements.txt and envs/*.yaml from the direct dependencies in envs/*.in
+# Refresh requirements.txt, envs/controller.txt and envs/*.yaml from the direct dependencies in envs/*.in
 pins:
 	python3 envs/pin.py
 

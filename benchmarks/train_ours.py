@@ -3,7 +3,7 @@
     python benchmarks/train_ours.py --stage finetune --model MODEL/manifest.json --tokens TOKENS/manifest.json \\
         --work DIRECTORY --output RESULT.json [--options '{"method": "qlora"}'] [--execution '{"micro_batch_size": 4}']
 
-Under ``workflow/scripts/launch.py --gpus N --processes N --`` for several GPUs. Steady state: the median over the logged
+Under ``workflow/scripts/launch.py --gpus N --processes N --`` for several GPUs. Steady state: median over the logged
 steps after the first three; ``mean`` is from the seconds between the third step and the last.
 """
 
