@@ -13,7 +13,7 @@ import pytest
 
 from repository import ROOT
 from vlmflow.cluster.gpus import granted
-from vlmflow.cluster.requeue import requeue
+from vlmflow.cluster.requeue import SlurmJob
 from vlmflow.errors import UserError
 
 LAUNCH = str(ROOT / "workflow" / "scripts" / "launch.py")
@@ -163,29 +163,37 @@ def test_nodes_need_slurm(stage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "answer", "told", "requeued"),
+    ("state", "restarts", "answer", "told", "requeued"),
     [
-        ("RUNNING", 0, "the time limit of job 7 is near: Slurm starts it again", True),
-        ("RUNNING", 1, "Slurm would not start job 7 again: disabled", True),
-        ("CANCELLED", 0, "Slurm is ending job 7", False),
-        ("PREEMPTED", 0, "Slurm is ending job 7", False),
+        ("RUNNING", 1, 0, "the time limit of job 7 is near: Slurm starts it again", True),
+        ("RUNNING", 1, 1, "Slurm would not start job 7 again: disabled", True),
+        ("RUNNING", 2, 0, "Slurm is ending job 7", False),
+        ("CANCELLED", 1, 0, "Slurm is ending job 7", False),
+        ("PREEMPTED", 1, 0, "Slurm is ending job 7", False),
     ],
 )
 def test_only_a_job_whose_time_is_up_is_requeued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, answer: int, told: str, requeued: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, restarts: int, answer: int, told: str, requeued: bool
 ) -> None:
     scontrol = tmp_path / "scontrol"
-    scontrol.write_text(
-        f"#!/bin/sh\ncase $1 in show) echo JobId=7 JobState={state} Reason=None;;\n"
-        f"requeue) echo $2 >> {tmp_path}/asked; echo disabled >&2; exit {answer};; esac\n"
-    )
-    scontrol.chmod(0o755)
+
+    def slurm_says(state: str, restarts: int) -> None:
+        scontrol.write_text(
+            f"#!/bin/sh\ncase $1 in show) echo JobId=7 JobState={state} Reason=None Requeue=1 Restarts={restarts};;\n"
+            f"requeue) echo $2 >> {tmp_path}/asked; echo disabled >&2; exit {answer};; esac\n"
+        )
+        scontrol.chmod(0o755)
+
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert requeue().startswith(told)
+    slurm_says("RUNNING", 1)
+    job = SlurmJob.current()
+    assert job is not None
+    slurm_says(state, restarts)
+    assert job.requeue().startswith(told)
     assert (tmp_path / "asked").exists() == requeued
 
 
-def test_outside_slurm_nothing_is_requeued(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_slurm_there_is_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert requeue() == ""
+    assert SlurmJob.current() is None

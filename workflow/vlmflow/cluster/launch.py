@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlmflow.cluster.gpus import VISIBLE, granted
 from vlmflow.cluster.processes import run_group, run_one, run_over_nodes, shared_store
-from vlmflow.cluster.requeue import requeue
+from vlmflow.cluster.requeue import SlurmJob
 from vlmflow.errors import STOPPED, UserError
 
 
@@ -19,12 +19,15 @@ def main(argv: list[str] | None = None) -> None:
     A stage that stopped on request, its state saved, is started again by Slurm if the time limit was the reason.
     """
     arguments = _parser().parse_args(argv)
+    job = SlurmJob.current() if arguments.store is None else None
+    if job:  # snakemake shows what Slurm has to say only of stages that said something themselves
+        print(f"Slurm job {job.number} on {os.environ.get('SLURMD_NODENAME', 'this node')}", file=sys.stderr)
     try:
         status = _over_nodes(arguments) if _starts_nodes(arguments) else _here(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
-    if status == STOPPED and arguments.store is None and (told := requeue()):
-        print(told, file=sys.stderr)
+    if job and status == STOPPED:
+        print(job.requeue(), file=sys.stderr)
     sys.exit(status)
 
 
