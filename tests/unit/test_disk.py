@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlmflow.files import write_manifest
+from vlmflow.files import write_json, write_manifest
 from vlmflow.housekeeping.checkpoints import clean_checkpoints
 from vlmflow.housekeeping.disk import print_disk
 from vlmflow.housekeeping.sizes import bytes_as_text, size_of
 from vlmflow.training.features import place_of, tower_hash
 
 FOLDERS: dict[str, list[str]] = {"sources": ["raw"], "data": ["pets"], "models": ["tiny"], "pretrain": ["first"],
-                                 "finetune": ["second"], "merged": ["second"], "converted": ["second"]}  # fmt: skip
+                                 "finetune": ["second"], "merged": ["second"], "converted": ["second"],
+                                 "evaluate": ["held"], "tables": ["all", "ranks"]}  # fmt: skip
 
 
 def fill(folder: Path, name: str = "file", size: int = 100_000) -> Path:
@@ -49,7 +50,9 @@ def lock_of_another(folder: Path) -> Iterator[None]:
 
 def table(results: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[tuple[str, str], str], str]:
     """(stage, name) -> size and note, and what follows the table."""
-    print_disk(results, FOLDERS)
+    folders = results.with_name("folders.json")
+    write_json(folders, FOLDERS)
+    print_disk(results, folders)
     head, tail = capsys.readouterr().out.split("\n\n", 1)
     rows = [line.split(maxsplit=2) for line in head.splitlines()[1:]]
     return {(stage, name): rest for stage, name, rest in rows}, tail
@@ -79,6 +82,32 @@ def test_what_could_go(results: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "kB can go; " in tail
     assert tail.endswith(f"has use for them:\n  rm -r '{results}/data/old'\n")
     assert sorted(results.rglob("*")) == before
+
+
+def test_what_is_left_of_variants(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("model-tiny", "pretrain-first", "converted-second", "converted-second+blind", "converted-old+blind"):
+        fill(results / "evaluate" / "held" / name)
+    fill(results / "evaluate" / "held", "baselines-second.json")
+    fill(results / "tables" / "ranks")
+    fill(results / "tables" / "gone")
+    fill(results / "tables", "all.tsv")
+    for name in ("second", "old"):
+        fill(results / "merged" / name)
+        (results / "merged" / f"{name}.weights").touch()
+    rows, tail = table(results, capsys)
+    assert [name for stage, name in rows if stage == "merged"] == ["old", "old.weights", "second"]
+    assert {name for (_, name), note in rows.items() if "not in this" in note} == {
+        "old",
+        "old.weights",
+        "converted-old+blind",
+        "gone",
+    }
+    assert tail.count("rm -r") == 4
+
+
+def test_no_results_yet(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_disk(results, tmp_path / "folders.json")
+    assert capsys.readouterr().out == f"{results}: nothing is there yet\n"
 
 
 def test_features_of_a_tower_that_no_model_has(

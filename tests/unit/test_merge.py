@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -176,6 +177,37 @@ def test_conversion_writes_a_complete_directory(tmp_path: Path, tie: bool) -> No
     assert reloaded.dtype == torch.bfloat16
     assert (reloaded.lm_head.weight is reloaded.get_input_embeddings().weight) == tie
     assert type(AutoProcessor.from_pretrained(output.parent)).__name__ == "LlavaProcessor"
+
+
+@pytest.mark.parametrize("shard_mb", [0.2, 4000], ids=["shards", "one file"])
+def test_weights_that_stay_as_they_are_take_no_room(tmp_path: Path, shard_mb: float) -> None:
+    config = {"dtype": "float32", "max_shard_mb": shard_mb}
+    model, first, second, third = (tmp_path / name / "manifest.json" for name in ("model", "first", "second", "third"))
+    make_tiny_model(tmp_path)
+    convert_model({"dtype": "float32", "max_shard_mb": 0.2}, model, first)
+    convert_model(config, first, second)
+    files = [file.name for file in first.parent.glob("*.safetensors")]
+    assert len(files) > 1
+    linked = [
+        (second.parent / name).exists() and (second.parent / name).samefile(first.parent / name) for name in files
+    ]
+    assert linked == [shard_mb == 0.2] * len(files)
+    (stand_in := tmp_path / "second.weights").touch()
+    convert_model({**config, "dtype": "bfloat16"}, second, third, drop=stand_in)
+    assert not stand_in.exists()
+    assert not list(second.parent.glob("*.safetensors"))
+    assert read_manifest(first, verify=True)["hash"] == read_json(second.parent / "provenance.json")["inputs"]["model"]
+    assert load_model(third).dtype == torch.bfloat16
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    config = {"dtype": "float16", "max_shard_mb": 1}
+    with pytest.raises(UserError, match=r"2.*kB are to be written, and 1\.0 kB of the disk are free"):
+        convert_model(config, tiny_model, tmp_path / "converted" / "manifest.json")
+    assert not (tmp_path / "converted").exists()
 
 
 def test_bfloat16_bases_stay_bfloat16(tmp_path: Path, training: Options) -> None:

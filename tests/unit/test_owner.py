@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from vlmflow.errors import UserError
+from vlmflow.files import write_json
 from vlmflow.housekeeping.owner import ResultsRoot
 from vlmflow.housekeeping.process import Process
 from vlmflow.housekeeping.runlock import locked
@@ -89,18 +90,74 @@ def test_a_renamed_owner_keeps_its_results(
     assert not caplog.records
 
 
-def test_an_owner_that_is_gone_is_followed_with_a_warning(
-    first: Path, second: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_owner_that_is_gone_is_followed_where_nothing_is_finished(first: Path, second: Path) -> None:
     results = first.with_name("results")
-    first.rmdir()
+    shutil.rmtree(first)
     with ResultsRoot(results).taken():
         pass
-    assert "--forceall" in caplog.text
     assert record(results)["directory"] == str(second)
     record(results, host="elsewhere", directory="/not/mounted/here", inode=1)
     with pytest.raises(UserError, match="on elsewhere"):
         ResultsRoot(results).check()
+
+
+@pytest.mark.usefixtures("second")
+def test_finished_results_without_what_they_were_made_with(first: Path, caplog: pytest.LogCaptureFixture) -> None:
+    results = first.with_name("results")
+    finish(results)
+    shutil.rmtree(first)
+    root = ResultsRoot(results)
+    for call in (root.check, root.taken().__enter__):
+        with pytest.raises(UserError, match=f"(?s)not known here; snakemake kept it in {first}/.*bring that folder"):
+            call()
+    (results / ".workflow" / "owner.json").unlink()
+    root.check()
+    assert "--touch --forceall" in caplog.text
+    accept(results, caplog)
+
+
+def test_results_of_a_colleague_over_own_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [tmp_path / "mine", tmp_path / "theirs"]
+    for folder in folders:
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        with ResultsRoot("results").taken():
+            finish(Path("results"))
+    shutil.rmtree(folders[0] / "results")
+    shutil.copytree("results", folders[0] / "results")
+    monkeypatch.chdir(folders[0])
+    with pytest.raises(UserError, match="not known here"):
+        ResultsRoot("results").check()
+    (folders[0] / "results" / ".workflow" / "owner.json").unlink()
+    accept(Path("results"), caplog)
+
+
+def test_results_under_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ResultsRoot("old").taken():
+        finish(Path("old"))
+    Path("old").rename("new")
+    with pytest.raises(UserError, match=r"new: these results were called old.*\n.*give them their name back"):
+        ResultsRoot("new").check()
+    Path("new/.workflow/owner.json").unlink()
+    accept(Path("new"), caplog)
+
+
+def finish(results: Path) -> None:
+    write_json(results / "data" / "pets" / "manifest.json", {})
+
+
+def accept(results: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run, after which nothing is said any more."""
+    with ResultsRoot(results).taken():
+        pass
+    caplog.clear()
+    ResultsRoot(results).check()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"directory": "/"}'])

@@ -40,6 +40,13 @@ def test_folders_are_those_of_all_nodes() -> None:
     assert folders["tokens"] == ["pretrain-projector", "finetune-qlora", "finetune-other"]
     assert folders["generated"] == folders["official"] == []
     assert next(iter(folders)) == "sources"
+    assert folders["tables"] == ["all"]
+
+
+def test_folders_go_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(tiny())
+    assert Path(plan.folders_file()).read_text() == plan.folders()
 
 
 @pytest.mark.parametrize("name", ["disk", "clean_checkpoints"])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from vlmflow.errors import UserError
 from vlmflow.fetch import fetch_source
 from vlmflow.fetch.names import pinned
 from vlmflow.files import read_manifest, staged_directory, write_manifest
+from vlmflow.housekeeping import sizes
+from vlmflow.housekeeping import store as store_module
 from vlmflow.housekeeping.store import shared
 from vlmflow.models.build import build_model
 
@@ -107,7 +111,8 @@ def test_a_damaged_entry_is_made_anew(
     if damage is not None:
         file.write_bytes(damage)
     assert [maker.run(store) for maker in makers[1:]] == [1, 0]
-    assert "damaged in the store" in caplog.text
+    assert "damaged in the store, and made anew" in caplog.text
+    assert "delete" not in caplog.text, "there is nothing to do"
     assert file.read_bytes() == b"weights"
 
 
@@ -142,6 +147,28 @@ def test_another_file_system(store: Path, makers: list[Maker], monkeypatch: pyte
     monkeypatch.setattr(links.os, "link", refuse)
     assert [maker.run(store) for maker in makers[:2]] == [1, 0]
     assert (makers[0].output.parent / "deep" / "file").stat().st_mode & 0o200, "only the store's copy is read-only"
+
+
+def test_no_room_for_a_copy(store: Path, makers: list[Maker], monkeypatch: pytest.MonkeyPatch) -> None:
+    makers[0].run(store)
+
+    def full(source: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr(store_module, "link_or_copy", full)
+    with pytest.raises(UserError, match=f"{makers[1].output.parent}: no space left on the disk\n.*make room") as raised:
+        makers[1].run(store)
+    assert str(store) not in str(raised.value)
+    assert not makers[1].output.parent.exists()
+
+
+def test_too_large_for_another_file_system(store: Path, makers: list[Maker], monkeypatch: pytest.MonkeyPatch) -> None:
+    makers[0].run(store)
+    monkeypatch.setattr(sizes.shutil, "disk_usage", lambda _: SimpleNamespace(free=3))
+    assert makers[1].run(store) == 0, "a link takes no space"
+    monkeypatch.setattr(store_module, "_same_disk", lambda *_: False)
+    with pytest.raises(UserError, match="7 B are to be written, and 3 B"):
+        makers[2].run(store)
 
 
 def test_a_store_that_cannot_be_written(tmp_path: Path, makers: list[Maker], caplog: pytest.LogCaptureFixture) -> None:

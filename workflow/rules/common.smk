@@ -15,11 +15,19 @@ from vlmflow.triggers import teach_snakemake
 
 try:
     plan = Plan(config)
+    if "gpu" in workflow.global_resources:
+        plan.check_gpus(workflow.global_resources["gpu"].value)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RESULTS = plan.results
 SCRIPTS = "workflow/scripts"
+REPOSITORY = os.path.realpath(workflow.basedir)
+if os.path.realpath(SCRIPTS) != os.path.realpath(f"{REPOSITORY}/{SCRIPTS}"):
+    raise WorkflowError(
+        f"jobs run {SCRIPTS} of the working directory, which is {os.getcwd()}; "
+        f"run snakemake in the repository: cd {shlex.quote(REPOSITORY)}"
+    )
 STARTED = time.time()
 # Training saves its state when it is asked to stop; the shell around it must not be gone before.
 IGNORING_STOPS = "trap '' TERM USR1;"

@@ -1,9 +1,10 @@
-# Disk space. These two declare no output, so that they run whenever they are asked for.
+# Disk space. These two declare no output, so that they run whenever they are asked for. The log of the first is not in
+# the results, where it may have no right to write.
 
 
 rule disk:
     log:
-        f"{RESULTS}/logs/print_disk.log",
+        ".snakemake/log/print_disk.log",
     localrule: True
     conda:
         "../../envs/train.yaml"
@@ -12,7 +13,7 @@ rule disk:
     threads: 1
     params:
         results=RESULTS,
-        folders=plan.folders(),
+        folders=lambda w: plan.folders_file(),
     message:
         "What the results take up"
     shell:

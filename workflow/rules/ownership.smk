@@ -2,29 +2,8 @@
 
 from snakemake.persistence import PersistenceBase
 
+from vlmflow.housekeeping.alone import alone
 from vlmflow.housekeeping.owner import ResultsRoot
-
-
-def alone(execute, root):
-    """Let `execute`, which is called for runs and dry runs, keep other runs out. This takes the place of snakemake's own
-    lock, which a killed run leaves behind, and begins before snakemake looks at any file.
-    """
-
-    def execute_alone(executor_plugin, executor_settings, **settings):
-        reads = executor_plugin.common_settings.dryrun_exec
-        if reads or set(workflow.dag_settings.targets) == {"disk"}:
-            return execute(executor_plugin, executor_settings, **settings)
-        slurm = executor_plugin.name == "slurm"
-        if slurm:
-            parts = (root.tag, executor_settings.jobname_prefix)
-            executor_settings.jobname_prefix = "_".join(filter(None, parts))
-        try:
-            with root.taken(slurm):
-                return execute(executor_plugin, executor_settings, **settings)
-        except UserError as error:
-            raise WorkflowError(str(error)) from None
-
-    return execute_alone
 
 
 async def leave_marked(persistence, job):
@@ -46,4 +25,4 @@ else:
         root.check()
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    workflow.execute = alone(workflow.execute, root)
+    workflow.execute = alone(workflow, root)

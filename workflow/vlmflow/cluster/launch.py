@@ -20,8 +20,6 @@ def main(argv: list[str] | None = None) -> None:
     """
     arguments = _parser().parse_args(argv)
     job = SlurmJob.current() if arguments.store is None else None
-    if job:  # snakemake shows what Slurm has to say only of stages that said something themselves
-        print(f"Slurm job {job.number} on {os.environ.get('SLURMD_NODENAME', 'this node')}", file=sys.stderr)
     try:
         status = _over_nodes(arguments) if _starts_nodes(arguments) else _here(arguments)
     except UserError as error:

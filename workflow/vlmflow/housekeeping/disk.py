@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmflow.files import MANIFEST
+from vlmflow.files import MANIFEST, read_json
 from vlmflow.housekeeping.checkpoints import finished
 from vlmflow.housekeeping.sizes import bytes_as_text, size_of
 
@@ -17,6 +17,8 @@ _UNNAMED = "not in this configuration"
 _NO_TOWER = "no model of this configuration has this vision tower"
 _FINISHED = "finished: snakemake clean_checkpoints"
 _SPARE = "made again when needed: finetunes.NAME.merge.keep: false"
+_STAND_IN = ".weights"
+"""Suffix of the empty file that stands for merged weights in rules."""
 _TRAININGS = ("pretrain", "finetune")
 
 
@@ -36,29 +38,37 @@ class Item:
         return self.note in (_UNNAMED, _NO_TOWER)
 
 
-def print_disk(results: Path, folders: dict[str, list[str]]) -> None:
-    """Print a table of what is below ``results``; ``folders`` are stages and the names that the configuration has."""
-    sys.stdout.write(render(list(survey(results, folders)), shutil.disk_usage(results).free))
+def print_disk(results: Path, folders: Path) -> None:
+    """Print a table of what is below ``results``; ``folders``: file with stage -> names that the configuration has."""
+    if not results.is_dir():
+        sys.stdout.write(f"{results}: nothing is there yet\n")
+        return
+    sys.stdout.write(render(list(survey(results, read_json(folders))), shutil.disk_usage(results).free))
 
 
 def survey(results: Path, folders: dict[str, list[str]]) -> Iterator[Item]:
     """Everything that stages wrote, in their order. A file that has several names counts where it comes first."""
     seen: set[tuple[int, int]] = set()
+    runs = _runs(folders)
 
     def item(stage: str, path: Path, note: str) -> Item:
         return Item(stage, path.name, path, size_of(path, seen), note)
 
     for stage, names in folders.items():
         for path in _entries(results / stage):
-            note = _spare(results, path.name) if stage == "merged" else ""
-            yield item(stage, path, note if path.name in names else _UNNAMED)
+            if path.stem not in names:  # files are there too: all.tsv, NAME.weights
+                yield item(stage, path, _UNNAMED)
+            elif path.suffix != _STAND_IN:
+                if stage == "evaluate":
+                    yield from (item(f"{stage}/{path.name}", run, _UNNAMED) for run in _others(path, runs))
+                yield item(stage, path, _spare(results, path.name) if stage == "merged" else "")
     for stage in _TRAININGS:
         for path in _entries(results / "checkpoints" / stage):
             named = path.name in folders[stage]
             note = _FINISHED if finished(results, stage, path.name) else ""
             yield item(f"checkpoints/{stage}", path, note or ("" if named else _UNNAMED))
     yield from _caches(results, folders, item)
-    for stage in ("logs", "benchmarks", "plan", "leakage", "tables"):
+    for stage in ("logs", "benchmarks", "plan", "leakage"):
         if (results / stage).is_dir():
             yield item(".", results / stage, "")
 
@@ -76,6 +86,18 @@ def _caches(results: Path, folders: dict[str, list[str]], item: Callable[[str, P
         yield item("cache/pictures", path, "" if path.stem in folders["data"] else _UNNAMED)
     if (results / "cache" / "generated").is_dir():
         yield item("cache", results / "cache" / "generated", "")
+
+
+def _runs(folders: dict[str, list[str]]) -> set[str]:
+    """Folders of an evaluation: one per checkpoint and way of asking."""
+    stages = {"model": "models", "pretrain": "pretrain", "converted": "converted"}
+    checkpoints = [f"{kind}-{name}" for kind, stage in stages.items() for name in folders[stage]]
+    return {name for checkpoint in checkpoints for name in (checkpoint, f"{checkpoint}+blind")}
+
+
+def _others(folder: Path, names: set[str]) -> list[Path]:
+    """Folders in ``folder`` that have other names than ``names``."""
+    return [path for path in _entries(folder) if path.is_dir() and path.name not in names]
 
 
 def _spare(results: Path, name: str) -> str:

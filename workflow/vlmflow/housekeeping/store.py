@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 
 from vlmflow.errors import UserError
 from vlmflow.files import MANIFEST, MARKER, read_manifest, sha256_file, sha256_json, staged_directory
+from vlmflow.housekeeping.sizes import MAKE_ROOM, check_room
 from vlmflow.links import link_or_copy
 
 _log = logging.getLogger(__name__)
@@ -59,7 +61,8 @@ def _whole(entry: Path) -> bool:
         read_manifest(entry / MANIFEST, verify=True)
         return True
     except (UserError, OSError) as error:
-        _log.warning("damaged in the store, and made anew: %s", error)
+        damage = f"{error.problem.file}: {error.problem.reason}" if isinstance(error, UserError) else error
+        _log.warning("damaged in the store, and made anew: %s", damage)
     damaged = _part(entry)
     try:
         entry.rename(damaged)
@@ -86,6 +89,22 @@ def _keep(folder: Path, entry: Path) -> None:
 
 def _replace(folder: Path, entry: Path) -> None:
     """Put an entry where its stage would have written it, with the care that the stage takes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not _same_disk(folder.parent, entry):
+        check_room(folder.parent, sum(file["bytes"] for file in read_manifest(entry / MANIFEST)["files"].values()))
+    try:
+        _put(folder, entry)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # which names the file in the store
+            raise UserError("no space left on the disk", MAKE_ROOM, file=folder) from error
+        raise
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
+
+
+def _put(folder: Path, entry: Path) -> None:
     if (entry / MARKER).exists():
         with staged_directory(folder) as directory:
             _fill(directory, entry)
