@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from copy import deepcopy
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -121,31 +122,51 @@ def test_defaults_reach_nested_keys_and_leave_the_input_alone() -> None:
         ("finetunes.qlora.resources.gpus", 1, "no key 'gpus' here; did you mean 'gpu'?"),
         ("datasets.digit-questions.anotations", "x", "did you mean 'annotations'?"),
         ("finetunes.qlora.method", "qlorra", "finetunes.qlora.method: 'qlorra' is not one of"),
-        ("finetunes.qlora.batch_size", "8", "finetunes.qlora.batch_size: '8' is not of type 'integer'"),
+        ("finetunes.qlora.batch_size", "8", "finetunes.qlora.batch_size: '8' is text, not a whole number"),
         ("finetunes.qlora.init", "projektor", "no 'projektor' in pretrains or models; did you mean 'projector'?"),
         ("finetunes.qlora.datasets", ["nothing"], "no 'nothing' in datasets"),
         ("finetunes.qlora.datasets", {"nothing": 1}, "finetunes.qlora.datasets: no 'nothing' in datasets"),
         ("finetunes.qlora.datasets", {}, "finetunes.qlora.datasets: {} should be non-empty"),
-        ("finetunes.qlora.datasets", "digit-questions", "is not of type 'array', 'object'"),
+        ("finetunes.qlora.datasets", "digit-questions", "'digit-questions' is text, not a list or a mapping"),
         ("finetunes.qlora.datasets", {"digit-questions": 0}, "datasets.digit-questions: 0 is less than or equal to"),
         ("finetunes.qlora.datasets", {"digit-questions": -1}, "datasets.digit-questions: -1 is less than or equal to"),
-        ("finetunes.qlora.datasets", {"digit-questions": "1"}, "datasets.digit-questions: '1' is not of type 'number'"),
-        ("finetunes.qlora.datasets", {"digit-questions": None}, "datasets.digit-questions: None is not of type"),
-        ("finetunes.qlora.datasets", {"digit-questions": math.nan}, "datasets.digit-questions: nan is no weight"),
-        ("finetunes.qlora.datasets", {"digit-questions": math.inf}, "datasets.digit-questions: inf is no weight"),
+        ("finetunes.qlora.datasets", {"digit-questions": "1"}, "datasets.digit-questions: '1' is text, not a number"),
+        ("finetunes.qlora.datasets", {"digit-questions": None}, "datasets.digit-questions: null is not a number"),
+        (
+            "finetunes.qlora.datasets",
+            {"digit-questions": math.nan},
+            "datasets.digit-questions: nan is no finite number",
+        ),
+        (
+            "finetunes.qlora.datasets",
+            {"digit-questions": math.inf},
+            "datasets.digit-questions: inf is no finite number",
+        ),
         ("datasets.digit-questions.repeat", 0, "datasets.digit-questions.repeat: 0 is less than or equal to"),
-        ("datasets.digit-questions.repeat", "3", "datasets.digit-questions.repeat: '3' is not of type 'number'"),
-        ("datasets.digit-questions.repeat", math.inf, "datasets.digit-questions.repeat: inf is no number of times"),
+        ("datasets.digit-questions.repeat", "3", "datasets.digit-questions.repeat: '3' is text, not a number"),
+        ("datasets.digit-questions.repeat", math.inf, "datasets.digit-questions.repeat: inf is no finite number"),
         ("experiments.digits.evaluations", ["heldout"], "did you mean 'held-out'?"),
         ("experiment", "digts", "experiment: no 'digts' in experiments; did you mean 'digits'?"),
-        ("experiments.report", {"finetune": "qlora", "evaluations": ["held-out"]}, "name of a target rule"),
+        ("experiments.report", {"finetune": "qlora", "evaluations": ["held-out"]}, "name of a target"),
+        ("experiments.fetch_source", DEMO["experiments"]["digits"], "experiments.fetch_source: this is the name of a"),
+        ("experiments.all", DEMO["experiments"]["digits"], "experiments.all: this is the name of a target"),
+        ("finetunes.qlora.learning_rate", math.nan, "finetunes.qlora.learning_rate: nan is no finite number"),
+        ("finetunes.qlora.betas", [0.9, -math.inf], "finetunes.qlora.betas.1: -inf is no finite number"),
+        ("finetunes.qlora.learning_rate", date(2026, 1, 1), "learning_rate: 2026-01-01 (a date) is not a number"),
+        ("finetunes.qlora.learning_rate", True, "learning_rate: true (for YAML also yes, on) is not a number"),
+        ("sources.mnist", {"pypi": "mnist"}, "'mnist' is none of what it may be: Files inside a Python package, as NA"),
+        (
+            "experiments." + "x" * 101,
+            DEMO["experiments"]["digits"],
+            "letters, digits, '_' and '-', 100 of them at most",
+        ),
         ("models.projector", DEMO["models"]["smollm2-vit"], "ambiguous"),
         ("models.x y", DEMO["models"]["smollm2-vit"], "letters, digits"),
         ("models.smollm2-vit.language", {}, "exactly one of source, path"),
         ("sources.digits.url", "https://example.org/x", "exactly one of hub, modelscope, url, pypi, package, path"),
         ("datasets.digit-questions.split", {"validation": 0.5, "test": 0.5}, "leave nothing to train on"),
         ("pretrains.projector.train", [], "pretrains.projector.train: [] should be non-empty"),
-        ("pretrains.projector.train", ["projector", "tower"], "'tower' is not one of ['projector', 'vision', 'lang"),
+        ("pretrains.projector.train", ["projector", "tower"], "'tower' is not one of projector, vision, language"),
         ("pretrains.projector.train", ["vision"], "pretrains.projector.calibrate: changes the projector, which `tr"),
         ("pretrains.projector.resources", {"deepspeed": "zero3"}, "`calibrate` needs the whole model on each GPU"),
         ("finetunes.qlora.resources", {"deepspeed": "zero3"}, "zero3 cannot spread 4-bit weights; use zero2 or m"),
@@ -238,6 +259,37 @@ def test_resources_that_no_job_could_have_are_told_before_it_runs(key: str, valu
         resolve(edited("pretrains.projector.resources", {key: value}))
 
 
+@pytest.mark.parametrize(
+    ("written", "called"),
+    [
+        ("results/tiny", "results/tiny"),
+        ("./results//tiny/", "results/tiny"),
+        ("{here}/results/../results/tiny", "results/tiny"),
+        ("../beside", "{above}/beside"),
+        ("~/results", "{home}/results"),
+    ],
+)
+def test_one_folder_has_one_name(written: str, called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"here": tmp_path, "above": tmp_path.parent, "home": Path.home()}
+    assert resolve(edited("results", written.format(**places)))["results"] == called.format(**places)
+
+
+@pytest.mark.parametrize(
+    ("results", "told"),
+    [
+        ("notes", "results: 'notes' is a file"),
+        ("re{name}s", "braces are placeholders"),
+        (".", "directory itself"),
+    ],
+)
+def test_results_that_are_no_folder(results: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").touch()
+    with pytest.raises(UserError, match=told):
+        resolve(edited("results", results))
+
+
 def test_a_name_that_yaml_takes_for_something_else_is_told() -> None:
-    with pytest.raises(UserError, match="finetunes: YAML reads a name as False; write it in quotes"):
+    with pytest.raises(UserError, match="finetunes: YAML reads a name as false"):
         resolve({**DEMO, "finetunes": {**DEMO["finetunes"], **yaml.safe_load("off: {init: projector}")}})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vlmflow.errors import UserError
 from vlmflow.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +113,40 @@ def test_files_of_a_folder_of_ones_own_are_watched(tmp_path: Path) -> None:
     assert Plan(config).files("digit-questions") != before
 
 
-def test_the_controller_imports_no_torch() -> None:
-    code = "import sys, vlmflow.plan; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT / "workflow")
+def test_a_stage_with_more_gpus_than_jobs_may_use_is_refused() -> None:
+    config = deepcopy(DEMO)
+    config["finetunes"]["qlora"]["resources"] = {"gpu": 2}
+    Plan(config).check_gpus(2)
+    with pytest.raises(UserError, match=r"jobs may use 1 GPU\(s\) at once, and finetunes.qlora asks for 2"):
+        Plan(config).check_gpus(1)
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({}, {"nodes": 1, "gpu": 0}),
+        ({"gpu": 4}, {"nodes": 1, "gpu": 4}),
+        ({"gpu": 4, "nodes": 2}, {"nodes": 2, "mpi": "srun", "tasks": 2, "tasks_per_gpu": 0, "gres": "gpu:2"}),
+    ],
+)
+def test_several_nodes_are_asked_for_per_node(resources: dict[str, int], expected: dict[str, Any]) -> None:
+    config = deepcopy(DEMO)
+    config["finetunes"]["qlora"]["resources"] = resources
+    asked = Plan(config).over_nodes("finetunes", "qlora")
+    assert {key: value for key, value in asked.items() if value is not None} == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "resources", "problem"),
+    [
+        ("finetunes", {"gpu": 3, "nodes": 2}, r"finetunes.qlora.resources.nodes: 3 GPU\(s\) cannot be spread evenly"),
+        ("finetunes", {"nodes": 2}, r"0 GPU\(s\) cannot be spread evenly over 2 nodes"),
+        ("evaluations", {"gpu": 2, "nodes": 2}, "evaluations.held-out.resources.nodes: only trainings run on several"),
+    ],
+)
+def test_impossible_nodes_are_refused(section: str, resources: dict[str, int], problem: str) -> None:
+    config = deepcopy(DEMO)
+    name = next(iter(config[section]))
+    config[section][name]["resources"] = resources
+    with pytest.raises(UserError, match=problem):
+        Plan(config)

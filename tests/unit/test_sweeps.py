@@ -4,48 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from swept import DEMO, added, grid, swept, told
 from vlmflow.config import resolve
-from vlmflow.errors import UserError
 from vlmflow.plan import Plan
 from vlmflow.plan.values import TOKENS
-from vlmflow.sweeps import _DATA
+from vlmflow.sweeps import _DATA, effective
 
 ROOT = Path(__file__).parents[2]
-DEMO = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
-
-
-def swept(sweep: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
-    """The demo's configuration with a sweep called ``rates`` and more nodes."""
-    config = deepcopy(DEMO)
-    for section, nodes in sections.items():
-        config.setdefault(section, {}).update(nodes)
-    config["sweeps"] = {"rates": {"base": "digits", **sweep}}
-    return config
-
-
-def grid(**values: list[Any]) -> dict[str, Any]:
-    """The demo with a grid; ``lora__rank`` is ``finetune.lora.rank``, ``pretrain__seed`` is ``pretrain.seed``."""
-    keys = [key.replace("__", ".") for key in values]
-    keys = [key if key.split(".")[0] in ("pretrain", "model") else f"finetune.{key}" for key in keys]
-    return swept({"grid": dict(zip(keys, values.values(), strict=True))})
-
-
-def added(config: dict[str, Any], section: str) -> list[str]:
-    """Names of the nodes that a sweep added."""
-    return [name for name in resolve(config)[section] if name not in config[section]]
-
-
-def told(config: dict[str, Any]) -> str:
-    with pytest.raises(UserError) as error:
-        resolve(config)
-    return str(error.value)
 
 
 def test_a_grid_is_all_combinations_and_the_base_is_one_of_them() -> None:
@@ -159,68 +130,28 @@ def test_resolving_again_changes_nothing() -> None:
     assert resolve(resolved) == resolved
 
 
-def test_resources_may_go_with_a_variant_and_never_make_one() -> None:
-    config = swept({"variants": [{"finetune.seed": 1, "finetune.resources.cpus": 4}]})
-    assert resolve(config)["finetunes"]["qlora-seed-1"]["resources"]["cpus"] == 4
-    assert "only finetune.resources differ from the base" in told(swept({"grid": {"finetune.resources.cpus": [4]}}))
-
-
 @pytest.mark.parametrize(
-    ("sweep", "message"),
-    [
-        ({"grid": {"finetune.lerning_rate": [1]}},
-         "sweeps.rates.grid: finetune: no key 'lerning_rate' here; did you mean 'learning_rate'?"),
-        ({"grid": {"finetune.lora.rnk": [1]}}, "finetune.lora: no key 'rnk' here; did you mean 'rank'?"),
-        ({"grid": {"learning_rate": [1]}},
-         "no key 'learning_rate' here; there is finetune., model., pretrain.; write STAGE.KEY"),
-        ({"grid": {"finetune.lora": [{"rank": 1}]}}, "'finetune.lora': name the keys in it, as in finetune.lora.alpha"),
-        ({"grid": {"finetune": [1]}}, "'finetune': name the keys in it"),
-        ({"grid": {"evaluation.split": ["test"]}}, "all variants are asked the same questions"),
-        ({"grid": {"model.family": ["internvl"]}}, "vary pretrain.model, or finetune.init, by its name"),
-        ({"grid": {"finetune.lora.rank": [8, "x", 1.5]}},
-         "finetune.lora.rank: 'x' is not of type 'integer'\n  sweeps.rates.grid: finetune.lora.rank: 1.5 is not"),
-        ({"grid": {"finetune.learning_rate": [0]}}, "finetune.learning_rate: 0 is less than or equal to the minimum"),
-        ({"grid": {"finetune.init": ["projektor"]}}, "finetune.init: no 'projektor'; did you mean 'projector'?"),
-        ({"grid": {"pretrain.model": ["smollm-vit"]}}, "pretrain.model: no 'smollm-vit'; did you mean 'smollm2-vit'?"),
-        ({"grid": {"finetune.datasets": [["digits"]]}},
-         "finetunes.qlora-datasets-digits.datasets: no 'digits' in datasets"),
-        ({"grid": {"finetune.seed": [1, "1"]}},
-         "sweeps.rates.grid: seed 1: the same variant or name as in sweeps.rates.grid"),
-        ({"grid": {}}, "sweeps.rates.grid: {} should be non-empty"),
-        ({"grid": {"finetune.seed": []}}, "sweeps.rates.grid.finetune.seed: [] should be non-empty"),
-        ({"variants": []}, "sweeps.rates.variants: [] should be non-empty"),
-        ({}, "sweeps.rates: give exactly one of grid, variants, table"),
-        ({"grid": {"finetune.seed": [1]}, "table": "a.csv"}, "sweeps.rates: "),
-        ({"variants": [{"finetune.seed": 1}, {}, {"finetune.seed": 0}]},
-         "variants, number 3: the base: the same variant or name as in sweeps.rates.variants, number 2"),
-        ({"variants": [{"name": "a", "finetune.seed": 1}, {"name": "a"}]},
-         "variants, number 2: a: the same variant or name"),
-        ({"variants": [{"name": "a b"}]}, "variants, number 1: name: 'a b': a name is made of letters"),
-        ({"base": "digts", "grid": {"finetune.seed": [1]}},
-         "sweeps.rates.base: no 'digts' in experiments; did you mean 'digits'?"),
-        ({"bse": 1, "grid": {"finetune.seed": [1]}}, "sweeps.rates: no key 'bse' here; did you mean 'base'?"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_is_told(sweep: dict[str, Any], message: str) -> None:
-    assert message in told(swept(sweep))
+    ("key", "value"),
+    [("finetune.resources.cpus", 4), ("finetune.merge.keep", False), ("finetune.convert.official", True)],
+)
+def test_what_changes_no_score_makes_no_variant(key: str, value: Any) -> None:
+    assert f"only {key} differs from the base, which changes no score" in told(swept({"grid": {key: [value]}}))
 
 
-def test_a_variant_without_a_pretrain_cannot_change_it() -> None:
-    config = swept({"variants": [{"finetune.init": "smollm2-vit", "pretrain.seed": 1}]})
-    assert "variants, number 1: pretrain.seed: no pretrain 'smollm2-vit'" in told(config)
+def test_what_changes_no_score_may_go_with_a_variant() -> None:
+    config = swept({"variants": [{"finetune.seed": 1, "finetune.resources.cpus": 4, "finetune.merge.keep": False}]})
+    node = resolve(config)["finetunes"]["qlora-seed-1"]
+    assert (node["resources"]["cpus"], node["merge"]["keep"]) == (4, False)
+    assert json.loads(Plan(config).table_params("rates"))["keys"] == ["finetune.seed"]
 
 
-def test_a_name_that_is_taken_by_something_else_is_told() -> None:
-    config = grid(seed=[1])
-    config["finetunes"]["qlora-seed-1"] = {"init": "projector", "datasets": ["name-the-digit"]}
-    assert "finetunes.qlora-seed-1 is there already, and is another one" in told(config)
-
-
-@pytest.mark.parametrize(("name", "message"), [("results", "name of a target rule"), ("digits", "an experiment has")])
-def test_a_sweep_has_a_name_of_its_own(name: str, message: str) -> None:
-    config = grid(seed=[1])
-    config["sweeps"] = {name: config["sweeps"]["rates"]}
-    assert message in told(config)
+def test_a_grid_of_methods_has_no_variants_that_the_method_makes_the_same() -> None:
+    config = grid(method=["full", "lora"], lora__rank=[4, 8])
+    names = ["rates-method-full", "rates-lora_rank-4--method-lora", "rates-lora_rank-8--method-lora"]
+    resolved = resolve(config)
+    assert Plan(config).variants("rates") == names
+    assert [effective(resolved, name, "finetune.lora.rank") for name in names] == [None, 4, 8]
+    assert resolve(resolved) == resolved
 
 
 def test_a_variant_or_a_whole_sweep_can_be_chosen() -> None:
@@ -228,48 +159,6 @@ def test_a_variant_or_a_whole_sweep_can_be_chosen() -> None:
     assert Plan({**config, "experiment": "rates-seed-1"}).experiments() == ["rates-seed-1"]
     assert Plan({**config, "experiment": "rates"}).finetunes() == ["qlora", "qlora-seed-1", "qlora-seed-2"]
     assert "experiment: no 'rates-seed-3' in experiments or sweeps" in told({**config, "experiment": "rates-seed-3"})
-
-
-def table(folder: Path, text: str, name: str = "variants.tsv") -> dict[str, Any]:
-    (folder / name).write_text(text, encoding="utf-8")
-    return swept({"table": str(folder / name)})
-
-
-def test_a_table_has_a_variant_per_line(tmp_path: Path) -> None:
-    text = "name\tfinetune.learning_rate\tfinetune.datasets\tfinetune.train_projector\n"
-    text += "\t1e-4\t\t\n\nmixed\t\t{name-the-digit: 1, digit-questions: 3}\tfalse\n"
-    config = table(tmp_path, "\ufeff" + text)
-    assert added(config, "experiments") == ["rates-learning_rate-1e-4", "rates-mixed"]
-    resolved = resolve(config)
-    node = resolved["finetunes"][resolved["experiments"]["rates-mixed"]["finetune"]]
-    assert node["datasets"] == {"name-the-digit": 1, "digit-questions": 3}
-    assert node["train_projector"] is False
-
-
-def test_a_table_may_be_comma_separated(tmp_path: Path) -> None:
-    config = table(tmp_path, 'finetune.datasets,finetune.seed\n"[name-the-digit, digit-questions]",1\n', "variants.csv")
-    assert "qlora-datasets-name-the-digit-digit-questions--seed-1" in added(config, "finetunes")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("finetune.seed\n1\nx\n", "variants.tsv, line 3: finetune.seed: 'x' is not of type 'integer'"),
-        ("finetune.sed\n1\n2\n", "sweeps.rates.table: variants.tsv: finetune: no key 'sed' here; did you mean 'seed'?"),
-        ("finetune.seed\tname\n1\n", "variants.tsv: line 2 has 1 cells, the first line 2"),
-        ("finetune.seed\n", "variants.tsv: no variants"),
-        ("", "variants.tsv: no variants"),
-        ("finetune.seed\tfinetune.seed\n1\t2\n", "variants.tsv: a column of the first line has no name, or two have"),
-        ("finetune.seed\tname\n1\ta b\n", "variants.tsv, line 2: name: 'a b'"),
-        ("finetune.seed\n1\n1\n", "variants.tsv, line 3: seed 1: the same variant or name as"),
-    ],
-)
-def test_a_wrong_table_is_told_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
-    assert message in told(table(tmp_path, text)).replace(f"{tmp_path}/", "")
-
-
-def test_a_wrong_value_of_a_grid_is_told_once() -> None:
-    assert "1 problem" in told(grid(seed=["x"], lora__rank=[8, 16]))
 
 
 def test_the_examples_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,11 +172,6 @@ def test_the_examples_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "rates-lora_rank-64", "rates-learning_rate-2e-3", "rates-learning_rate-2e-3--lora_rank-64", "methods-quick",
         "methods-thorough", "methods-method-lora", "drawn-first", "drawn-lora_rank-64",
     }  # fmt: skip
-
-
-def test_a_table_that_is_not_there_is_told() -> None:
-    assert "sweeps.rates.table: nowhere.tsv: no such file" in told(swept({"table": "nowhere.tsv"}))
-    assert "sweeps.rates.table: 'table.xlsx' does not match" in told(swept({"table": "table.xlsx"}))
 
 
 def test_what_is_made_of_data_alone_is_made_once() -> None:
@@ -318,3 +202,13 @@ def test_the_node_that_stands_for_shared_data_need_be_no_variant() -> None:
 
 def test_every_key_that_tokens_are_counted_by_tells_data_apart() -> None:
     assert {f"{stage}.{key}" for stage in ("pretrain", "finetune") for key in TOKENS} < _DATA
+
+
+def test_what_tables_are_told_is_in_files_that_later_plans_leave_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan, later = Plan(grid(seed=[0, 1])), Plan(grid(seed=[0, 1, 2]))
+    files = [plan.table_file("rates"), later.table_file("rates")]
+    assert [Path(file).read_text() for file in files] == [plan.table_params("rates"), later.table_params("rates")]
+    assert Path(later.results_file()).read_text() == later.results_params()

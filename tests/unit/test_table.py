@@ -24,12 +24,16 @@ def paired(metric: str, after: float, before: float = 0.25) -> dict[str, Any]:
 
 def finish(results: Path, experiment: str, after: float, finetune: str = "", evaluation: str = "choose") -> None:
     """Leave what an experiment leaves that the table reads."""
-    evaluations = [
+    evaluations: list[dict[str, Any]] = [
         {"evaluation": evaluation, "metrics": [paired("exact_match", after), paired("contains", after + 0.01)]},
         {"evaluation": "held-out", "metrics": [paired("exact_match", after - 0.05)]},
     ]
     headline = {"evaluation": evaluation, **paired("exact_match", after)}
     write_json(results / "report" / experiment / "comparison.json", {"headline": headline, "evaluations": evaluations})
+    for compared in evaluations:
+        for end in ("before", "after"):
+            metrics = {found["metric"]: found[end] for found in compared["metrics"]}
+            write_json(results / "scores" / experiment / compared["evaluation"] / f"{end}.json", {"metrics": metrics})
     folder = results / "finetune" / (finetune or experiment)
     provenance = {"config": {"seed": 0}, "inputs": {"model": "0" * 64}, "vlmflow": "0.1.0", "wall_seconds": 100.0,
                   "training": {"steps": 87}, "peak_memory_mb": 1234.5, "hardware": {}}  # fmt: skip
@@ -39,9 +43,18 @@ def finish(results: Path, experiment: str, after: float, finetune: str = "", eva
     (folder / "metrics.jsonl").write_text("\n".join(lines))
 
 
-def table(*experiments: str) -> dict[str, Any]:
+def made(results: Path, experiment: str) -> dict[str, Any]:
+    """How an experiment's comparison is made, as the plan says it, of the last step alone."""
+    folder = results / "scores" / experiment
+    scores = {name: [f"{folder / name / end}.json" for end in ("before", "after")] for name in ("choose", "held-out")}
+    return {"steps": [], "comparison": f"{results}/report/{experiment}/comparison.json", "scores": scores}
+
+
+def table(results: Path, *experiments: str) -> Path:
     rows = [[name, name, 0.001, ["a", "b|c"]] for name in experiments]
-    return {"title": "rates: <Digits>", "keys": KEYS, "rows": rows}
+    steps = {name: made(results, name) for name in experiments}
+    write_json(results / "all.json", {"title": "rates: <Digits>", "keys": KEYS, "rows": rows, "made": steps})
+    return results / "all.json"
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -53,7 +66,7 @@ def test_variants_are_sorted_and_told_in_full(tmp_path: Path) -> None:
     for name, after in (("low", 0.5), ("high", 0.9), ("middle", 0.75)):
         finish(tmp_path, name, after)
     output = tmp_path / "tables" / "rates" / "table.tsv"
-    tabulate_sweep(table("low", "high", "middle"), tmp_path, output)
+    tabulate_sweep(table(tmp_path, "low", "high", "middle"), tmp_path, output)
     rows = read(output)
     assert [row["experiment"] for row in rows] == ["high", "middle", "low"]
     best = rows[0]
@@ -73,7 +86,7 @@ def test_variants_are_sorted_and_told_in_full(tmp_path: Path) -> None:
 def test_readers_get_words(tmp_path: Path) -> None:
     finish(tmp_path, "high", 0.9)
     output = tmp_path / "table.tsv"
-    tabulate_sweep(table("high"), tmp_path, output)
+    tabulate_sweep(table(tmp_path, "high"), tmp_path, output)
     title, _, head, rule, line = output.with_suffix(".md").read_text().splitlines()
     assert title == "# rates: &lt;Digits>"
     assert len(head) == len(rule) == len(line)
@@ -93,7 +106,7 @@ def test_what_was_measured_otherwise_is_not_ranked_with_the_rest(tmp_path: Path)
     finish(tmp_path, "a", 0.5)
     finish(tmp_path, "b", 0.9, evaluation="other")
     finish(tmp_path, "c", 0.6)
-    tabulate_sweep(table("a", "b", "c"), tmp_path, tmp_path / "table.tsv")
+    tabulate_sweep(table(tmp_path, "a", "b", "c"), tmp_path, tmp_path / "table.tsv")
     assert [row["experiment"] for row in read(tmp_path / "table.tsv")] == ["c", "a", "b"]
     assert "| evaluation | metric " in (tmp_path / "table.md").read_text()
 
@@ -103,16 +116,36 @@ def test_finished_experiments_are_printed_and_missing_ones_counted(
 ) -> None:
     output = tmp_path / "tables" / "all.tsv"
     names = [f"v{number}" for number in range(8)]
-    tabulate_results(table(*names), tmp_path, output)
+    tabulate_results(table(tmp_path, *names), tmp_path, output)
     assert "0 of 8 experiments are finished; not yet: v0, v1, v2, v3, v4, ..." in capsys.readouterr().out
     assert read(output) == []
     finish(tmp_path, "v3", 0.5)
-    tabulate_results(table(*names), tmp_path, output)
+    tabulate_results(table(tmp_path, *names), tmp_path, output)
     printed = capsys.readouterr().out
     assert "1 of 8 experiments are finished; not yet: v0, v1, v2, v4, v5, ..." in printed
     assert "| v3 " in printed
     assert [row["experiment"] for row in read(output)] == ["v3"]
     for name in names:
         finish(tmp_path, name, 0.5)
-    tabulate_results(table(*names), tmp_path, output)
+    tabulate_results(table(tmp_path, *names), tmp_path, output)
     assert "\n8 of 8 experiments are finished\n" in capsys.readouterr().out
+
+
+def test_what_was_made_with_other_settings_is_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        finish(tmp_path, name, 0.5)
+    told = table(tmp_path, "a", "b", "c")
+    table_of = json.loads(told.read_text())
+    table_of["made"]["b"]["steps"] = [
+        {"file": str(tmp_path / "finetune" / "b" / "provenance.json"), "settings": {"seed": 1}, "inputs": {}}
+    ]
+    write_json(told, table_of)
+    tabulate_results(told, tmp_path, tmp_path / "all.tsv")
+    note = (
+        "1 of 3 experiments are finished; not yet: c; made with other settings: b (snakemake -n tells what would run)"
+    )
+    assert note in capsys.readouterr().out
+    assert note in (tmp_path / "all.md").read_text()
+    assert [row["experiment"] for row in read(tmp_path / "all.tsv")] == ["a"]

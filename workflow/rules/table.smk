@@ -1,4 +1,5 @@
-# Tables over many experiments, from the small files that these leave behind.
+# Tables over many experiments, from the small files that these leave behind. What they are told is in a file: of many
+# variants it is more than a command line takes.
 
 
 rule tabulate_sweep:
@@ -30,12 +31,13 @@ rule tabulate_sweep:
     threads: 1
     params:
         table=lambda w: plan.table_params(w.name),
+        file=lambda w, resources: plan.table_file(w.name),
         results=lambda w: plan.results,
         code=plan.code("tabulate_sweep"),
     message:
         "Writing the table of {wildcards.name}"
     shell:
-        f"python {SCRIPTS}/tabulate_sweep.py --table {{params.table:q}} --results {{params.results:q}}"
+        f"python {SCRIPTS}/tabulate_sweep.py --table {{params.file:q}} --results {{params.results:q}}"
         " --output {output.tsv:q} 2> {log:q}"
 
 
@@ -51,11 +53,11 @@ rule results:
         *MODULES["train"],
     threads: 1
     params:
-        table=plan.results_params(),
+        file=lambda w: plan.results_file(),
         results=RESULTS,
         output=f"{RESULTS}/tables/all.tsv",
     message:
         "What the experiments have come to"
     shell:
-        f"python {SCRIPTS}/tabulate_results.py --table {{params.table:q}} --results {{params.results:q}}"
+        f"python {SCRIPTS}/tabulate_results.py --table {{params.file:q}} --results {{params.results:q}}"
         " --output {params.output:q} 2> >(tee {log:q} >&2)"

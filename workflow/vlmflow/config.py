@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import os
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -13,13 +14,19 @@ import jsonschema
 from vlmflow.cost.speed import CARDS
 from vlmflow.errors import UserError
 from vlmflow.models.published import fill_published
-from vlmflow.schema import SCHEMA, describe, fill_defaults, nearest, schema
+from vlmflow.schema import SCHEMA, describe, fill_defaults, given, infinite, nearest, schema
 from vlmflow.sweeps import expand
 
 Config = dict[str, Any]
 
-DEEPSPEED = Path(__file__).resolve().parents[2] / "config" / "deepspeed"
-TARGETS = ("all", "data", "pretrain", "finetune", "merge", "evaluate", "report", "plan", "results")
+_ROOT = Path(__file__).resolve().parents[2]
+DEEPSPEED = _ROOT / "config" / "deepspeed"
+TARGETS = frozenset(
+    name
+    for file in (_ROOT / "Snakefile", *(_ROOT / "workflow" / "rules").glob("*.smk"))
+    for name in re.findall(r"^rule (\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
+)
+"""The workflow's own rules: `snakemake NAME` is one of these."""
 
 
 def resolve(config: Config) -> Config:
@@ -30,12 +37,14 @@ def resolve(config: Config) -> Config:
     """
     problems = [*_unquoted(config)]
     problems = problems or [describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
+    problems = problems or [*infinite(config, "")]
     if not problems:
         config = deepcopy(config)
         problems = [*fill_published(config), *_unsaid(config)]
     if not problems:
         fill_defaults(config, schema())
-        problems = _inconsistencies(config)
+        config["results"] = _one_spelling(config["results"])
+        problems = [*_no_folder(config["results"]), *_inconsistencies(config)]
     if not problems and config["sweeps"]:
         problems = [*expand(config)] or _inconsistencies(config)
     problems = problems or [*_unknown_choice(config)]
@@ -43,6 +52,24 @@ def resolve(config: Config) -> Config:
         found = "\n  ".join(problems)
         raise UserError(f"the configuration has {len(problems)} problem(s):\n  {found}", f"every key: {SCHEMA.name}")
     return config
+
+
+def _one_spelling(folder: str) -> str:
+    """A folder as it is called in every run: from the working directory if it lies below, or else from the root.
+
+    Snakemake keeps what results were made with under their paths as written.
+    """
+    path = os.path.normpath(Path.cwd() / Path(folder).expanduser())
+    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def _no_folder(results: str) -> Iterator[str]:
+    if "{" in results or "}" in results:
+        yield f"results: '{results}': braces are placeholders in the paths of rules; choose a name without"
+    if results == os.curdir:
+        yield "results: this is the working directory itself; name a folder in it, or another"
+    if Path(results).exists() and not Path(results).is_dir():
+        yield f"results: '{results}' is a file; name a folder"
 
 
 def _inconsistencies(config: Config) -> list[str]:
@@ -54,7 +81,7 @@ def _unquoted(config: Config) -> Iterator[str]:
     for section, nodes in config.items():
         for name in nodes if isinstance(nodes, dict) else ():
             if not isinstance(name, str):
-                yield f"{section}: YAML reads a name as {name!r}; write it in quotes"
+                yield f"{section}: YAML reads a name as {given(name)}; write it in quotes"
 
 
 def _references(config: Config) -> Iterator[tuple[str, str, list[str]]]:
@@ -95,15 +122,16 @@ def _dangling(config: Config) -> Iterator[str]:
 
 def _unknown_choice(config: Config) -> Iterator[str]:
     """The experiment or sweep of ``--config experiment=NAME``, which may be a variant."""
-    known = [*config["experiments"], *config["sweeps"]]
-    if config["experiment"] not in (None, *known):
-        yield f"experiment: no '{config['experiment']}' in experiments or sweeps{nearest(config['experiment'], known)}"
+    known, chosen = [*config["experiments"], *config["sweeps"]], config["experiment"]
+    if chosen not in (None, *known):
+        sections = "experiments or sweeps" if config["sweeps"] else "experiments"
+        yield f"experiment: no '{chosen}' in {sections}{nearest(chosen, known)}"
 
 
 def _contradictions(config: Config) -> Iterator[str]:
     for section in ("experiments", "sweeps"):
         for name in (name for name in config[section] if name in TARGETS):
-            yield f"{section}.{name}: this is the name of a target rule; choose another"
+            yield f"{section}.{name}: this is the name of a target or another rule; choose another"
     for name in set(config["sweeps"]) & set(config["experiments"]):
         yield f"sweeps.{name}: an experiment has this name too, so that `snakemake {name}` is ambiguous; rename one"
     for name in set(config["pretrains"]) & set(config["models"]):
@@ -115,8 +143,6 @@ def _contradictions(config: Config) -> Iterator[str]:
     for name, node in config["datasets"].items():
         if node["split"]["validation"] + node["split"]["test"] >= 1:
             yield f"datasets.{name}.split: validation and test leave nothing to train on"
-        if not math.isfinite(node["repeat"]):
-            yield f"datasets.{name}.repeat: {node['repeat']} is no number of times"
     for name, node in config["finetunes"].items():
         model = _model_of(config, name)
         if node["convert"]["official"] and "checkpoint" not in config["models"][model]:
@@ -125,9 +151,6 @@ def _contradictions(config: Config) -> Iterator[str]:
             yield f"finetunes.{name}.init: an XTuner checkpoint has a projector of its own; name the model under it"
         if "xtuner" in node and node["lora"]["variant"] != "lora":
             yield f"finetunes.{name}.lora.variant: XTuner trains plain LoRA"
-        mix = node["datasets"] if isinstance(node["datasets"], dict) else {}
-        for dataset in (dataset for dataset, weight in mix.items() if not math.isfinite(weight)):
-            yield f"finetunes.{name}.datasets.{dataset}: {mix[dataset]} is no weight"
     yield from _untrainable(config)
 
 

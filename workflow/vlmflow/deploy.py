@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, read_manifest, staged_directory, write_json, write_manifest
+from vlmflow.links import link_or_copy
 from vlmflow.merge_check import all_finite, check_rounding, lack_of_memory
 from vlmflow.models.directory import copy_side_files, load_directory, load_model, load_processor
 from vlmflow.models.logits import compare_logits, fixture_logits
@@ -19,33 +20,39 @@ from vlmflow.provenance import write_provenance
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.mapping import SAME, Piece
 from vlmflow.weights.skeleton import expected_tensors
-from vlmflow.weights.stream import write_tensors
+from vlmflow.weights.stream import check_tensors, files_to_keep, write_tensors
 
 logger = logging.getLogger(__name__)
 
 
-def convert_model(config: dict[str, Any], model: Path, output: Path) -> None:
+def convert_model(config: dict[str, Any], model: Path, output: Path, drop: Path | None = None) -> None:
     """Write ``model`` (manifest) in another number format (``dtype``) and with files of at most ``max_shard_mb``.
 
     Every tensor must be finite in the new format; where the model fits in memory, the written directory is loaded again
-    as a user would, and its logits must agree with the source's.
+    as a user would, and its logits must agree with the source's. Weights that need not change are hard links. When all
+    is done, the weights of ``model`` are deleted if ``drop`` is given: first that file, which stands for them.
     """
     source = read_manifest(model)
     tensors, dtype = Checkpoint(model.parent), getattr(torch, config["dtype"])
     expected = expected_tensors(AutoConfig.from_pretrained(model.parent, local_files_only=True))
+    pieces = [_piece(name, tensors, dtype) for name in tensors.kinds]
+    most = config["max_shard_mb"] * 1_000_000
+    kept = files_to_keep(tensors, pieces, most)
     with staged_directory(output.parent, model) as directory:
-        write_tensors(
-            tensors,
-            [_piece(name, tensors, dtype) for name in tensors.kinds],
-            directory,
-            expected,
-            dtype=dtype,
-            max_shard_bytes=config["max_shard_mb"] * 1_000_000,
-        )
+        if kept:
+            check_tensors(tensors.kinds, expected)
+            for file in kept:
+                link_or_copy(file, directory / file.name)
+        else:
+            write_tensors(tensors, pieces, directory, expected, dtype=dtype, max_shard_bytes=most)
         copy_side_files(model.parent, directory)
         _set_dtype(directory / "config.json", config["dtype"])
         write_provenance(directory, config, {"model": source["hash"]}, **_check(model, tensors, directory))
         write_manifest(directory, dtype=config["dtype"], converted_from=source["hash"])
+    if drop is not None:
+        drop.unlink()
+        for file in model.parent.glob("*.safetensors"):
+            file.unlink()
 
 
 def _piece(name: str, tensors: Checkpoint, dtype: torch.dtype) -> Piece:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import functools
+import json
+import math
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,10 @@ import yaml
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
 SCHEMA = SCHEMAS / "config.schema.yaml"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is libyaml
+
+_LONGEST = 80  # characters of a value in a message
+_KINDS = {"number": "a number", "integer": "a whole number", "string": "text", "boolean": "true or false",
+          "array": "a list", "object": "a mapping (KEY: VALUE)", "null": "null"}  # fmt: skip
 
 
 @functools.cache
@@ -65,11 +73,34 @@ def describe(error: jsonschema.ValidationError, above: str = "") -> str:
     if error.validator in ("oneOf", "anyOf") and "required" in error.validator_value[0]:
         choices = [alternative["required"][0] for alternative in error.validator_value]
         return f"{where}: give {'exactly ' * (error.validator == 'oneOf')}one of {', '.join(choices)}"
-    if error.validator == "pattern" and "propertyNames" in error.absolute_schema_path:
-        return f"{where}: '{error.instance}': {error.schema['description']}"
-    if error.validator == "oneOf":
-        return f"{where}: {error.instance!r} is none of what it may be: {error.schema['description']}"
+    value, wanted = given(error.instance), error.validator_value
+    if error.validator == "type":
+        kinds = " or ".join(_KINDS[kind] for kind in ([wanted] if isinstance(wanted, str) else wanted))
+        return f"{where}: {value} is {'text, ' * isinstance(error.instance, str)}not {kinds}"
+    if error.validator == "enum":
+        return f"{where}: {value} is not one of {', '.join('null' if one is None else str(one) for one in wanted)}"
+    if error.validator in ("pattern", "oneOf"):
+        return f"{where}: {value} is none of what it may be: {error.schema['description']}"
     return f"{where}: {error.message}"
+
+
+def given(value: Any) -> str:
+    """A value of a YAML file as it may be written there; long ones are cut."""
+    if isinstance(value, bool):
+        return "true (for YAML also yes, on)" if value else "false (for YAML also no, off)"
+    if isinstance(value, datetime.date):
+        return f"{value} (a date)"
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def infinite(value: Any, place: str) -> Iterator[str]:
+    """What is wrong with numbers that are none, or without end, at ``place`` and below."""
+    if isinstance(value, dict | list):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from infinite(child, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{place}: {value} is no finite number"
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -14,13 +14,13 @@ import jsonschema
 import yaml
 
 from vlmflow.errors import UserError
-from vlmflow.schema import describe, nearest, properties, schema, target
+from vlmflow.schema import describe, given, infinite, nearest, properties, schema, target
 
 STAGES = ("finetune", "pretrain", "model")
 _NAME = "name"
 _OTHER_MODEL = ("published", "registry", "family", "language", "vision", "checkpoint")
-_NAMES = r"[A-Za-z0-9_-]+"
-_NAMES_DESCRIBED = "a name is made of letters, digits, '_' and '-'"
+_NAMES = r"[A-Za-z0-9_-]{1,100}"
+_NAMES_DESCRIBED = "a name is made of letters, digits, '_' and '-', 100 of them at most"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -48,7 +48,7 @@ def read_rows(place: str, sweep: dict[str, Any]) -> tuple[list[Row], list[str]]:
             row.values[key], found = _value(key, value)
             problems += [f"{row.place}: {problem}" for problem in found]
         if row.name is not None and not re.fullmatch(_NAMES, row.name):
-            problems.append(f"{row.place}: name: '{row.name}': {_NAMES_DESCRIBED}")
+            problems.append(f"{row.place}: name: {given(row.name)}: {_NAMES_DESCRIBED}")
     return rows, list(dict.fromkeys(problems))  # each value of a grid is in several variants
 
 
@@ -104,7 +104,7 @@ def _value(key: str, value: Any) -> tuple[Any, list[str]]:
     if problem:
         return value, [problem]
     value = _number(value, node)
-    return value, [describe(error, key) for error in _validator(key).iter_errors(value)]
+    return value, [*(describe(error, key) for error in _validator(key).iter_errors(value)), *infinite(value, key)]
 
 
 @functools.cache

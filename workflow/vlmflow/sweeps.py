@@ -15,6 +15,7 @@ from copy import deepcopy
 from decimal import Decimal
 from typing import Any
 
+from vlmflow.methods import has_effect
 from vlmflow.schema import nearest
 from vlmflow.sweep_rows import Row, read_rows
 
@@ -29,6 +30,8 @@ _DIGITS = 8  # of that hash
 _DATA = {f"{stage}.{key}" for stage in ("finetune", "pretrain") for key in ("max_length", "too_long", "max_dropped")}
 _DATA |= {"finetune.init", "finetune.datasets", "pretrain.model", "pretrain.dataset"}
 """Keys that the data of a training depends on, besides those of its model."""
+_BESIDES = ("finetune.merge.keep", "finetune.convert.official")
+"""Keys that change what is kept or written besides, and no score; like ``resources`` they make no variant."""
 
 
 class _RefusedError(Exception):
@@ -47,10 +50,15 @@ def expand(config: Config) -> Iterator[str]:
         seen: dict[str, str] = {}
         for row in rows if not problems else ():
             try:
-                variants.append(_expand_variant(config, name, sweep["base"], row, seen))
+                variants += _expand_variant(config, name, sweep["base"], row, seen)
             except _RefusedError as reason:
                 yield f"{row.place}: {reason}"
         config["sweeps"][name] = {"base": sweep["base"], "variants": variants}
+
+
+def changes_scores(key: str) -> bool:
+    """Whether STAGE.KEY can change what an experiment comes to."""
+    return key not in _BESIDES and key.split(".")[1] != "resources"
 
 
 def experiment_of(sweep: str, base: str, variant: Values) -> str:
@@ -59,11 +67,14 @@ def experiment_of(sweep: str, base: str, variant: Values) -> str:
 
 
 def effective(config: Config, experiment: str, key: str) -> Any:
-    """The value of STAGE.KEY in an experiment, None where it has no such stage; every default is filled in."""
+    """The value of STAGE.KEY in an experiment, None where it has no such stage or no use for it."""
     stage, *path = key.split(".")
-    nodes = {"finetune": config["finetunes"][config["experiments"][experiment]["finetune"]]}
-    nodes["pretrain"] = config["pretrains"].get(nodes["finetune"]["init"], {})
-    nodes["model"] = config["models"][nodes["pretrain"].get("model", nodes["finetune"]["init"])]
+    finetune = config["finetunes"][config["experiments"][experiment]["finetune"]]
+    if stage == "finetune" and not has_effect(".".join(path), finetune["method"]):
+        return None
+    pretrain = config["pretrains"].get(finetune["init"], {})
+    model = config["models"][pretrain.get("model", finetune["init"])]
+    nodes = {"finetune": finetune, "pretrain": pretrain, "model": model}
     return _get(nodes[stage], path)
 
 
@@ -92,13 +103,20 @@ def _data_values(values: Values) -> Values:
     }
 
 
-def _expand_variant(config: Config, sweep: str, base: str, row: Row, seen: dict[str, str]) -> Values:
-    """Add a variant's nodes to ``config``, and what it is told by to ``seen``; returns it with its name."""
-    finetune, told = _expand_nodes(config, config["experiments"][base]["finetune"], row.values)
-    _expand_nodes(config, config["experiments"][base]["finetune"], _data_values(row.values))
+def _expand_variant(config: Config, sweep: str, base: str, row: Row, seen: dict[str, str]) -> list[Values]:
+    """Add a variant's nodes to ``config``, and what it is told by to ``seen``; returns it with its name.
+
+    Nothing is returned for one that its method makes the same as another, as in a grid of methods and ranks.
+    """
+    values = _used(config["finetunes"][config["experiments"][base]["finetune"]], row.values)
+    finetune, told = _expand_nodes(config, config["experiments"][base]["finetune"], values)
+    _expand_nodes(config, config["experiments"][base]["finetune"], _data_values(values))
     name = row.name or (_slug(told, "finetune") if told else None)
     changes = ", ".join(f"{_short(key, 'finetune')} {_words(value)}" for key, value in told.items())
-    for mark in (f"name {name}", f"values {json.dumps(told, sort_keys=True)}"):
+    marks = (f"name {name}", f"values {json.dumps(told, sort_keys=True)}")
+    if values != row.values and row.name is None and marks[1] in seen:
+        return []
+    for mark in marks:
         if mark in seen:
             raise _RefusedError(f"{changes or name or 'the base'}: the same variant or name as in {seen[mark]}")
         seen[mark] = row.place
@@ -106,7 +124,17 @@ def _expand_variant(config: Config, sweep: str, base: str, row: Row, seen: dict[
         title = config["experiments"][base]["title"] or base
         node = {**config["experiments"][base], "finetune": finetune, "title": f"{title}: {changes or name}"}
         _add(config, "experiments", f"{sweep}-{name}", node)
-    return {**({"name": name} if name else {}), **row.values}
+    return [{**({"name": name} if name else {}), **values}]
+
+
+def _used(finetune: dict[str, Any], values: Values) -> Values:
+    """``values`` less those that the method leaves unused, if the variant itself chooses the method."""
+    method = values.get("finetune.method", finetune["method"])
+    stage = "finetune."
+    unused = [key for key in values if key.startswith(stage) and not has_effect(key.removeprefix(stage), method)]
+    if unused and "finetune.method" not in values:
+        raise _RefusedError(f"{unused[0]}: changes nothing with method: {method}")
+    return {key: value for key, value in values.items() if key not in unused}
 
 
 def _expand_nodes(config: Config, finetune: str, values: Values) -> tuple[str, Values]:
@@ -119,6 +147,8 @@ def _expand_nodes(config: Config, finetune: str, values: Values) -> tuple[str, V
     if model not in config["models"]:
         known = [*config["models"], *([] if pretrain else config["pretrains"])]
         raise _RefusedError(f"{'pretrain.model' if pretrain else 'finetune.init'}: no '{model}'{nearest(model, known)}")
+    if "model.max_tiles" in values and config["models"][model]["family"] == "llava":
+        raise _RefusedError("model.max_tiles: changes nothing with family: llava, which sees a picture as one tile")
     model, told = _derive(config, "model", model, values, {}, {})
     if pretrain:
         model, told = _derive(config, "pretrain", init, values, {"model": model}, told)
@@ -138,13 +168,14 @@ def _derive(
         path = key.split(".")[1:]
         if values[key] != _get(original, path):
             _set(node, path, key, values[key])
-            told.update({key: values[key]} if path[0] != "resources" else {})
+            told.update({key: values[key]} if changes_scores(key) else {})
     node.update(links)
     if node == original:
         return base, {}
     told.update(below)
     if not told:
-        raise _RefusedError(f"only {stage}.resources differ from the base, which change no result")
+        others = " and ".join(key for key in sorted(values) if key.startswith(f"{stage}.") and not changes_scores(key))
+        raise _RefusedError(f"only {others} differs from the base, which changes no score")
     name = f"{base}-{_slug(told, stage)}"
     _add(config, section, name, node)
     return name, told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -11,14 +12,17 @@ from typing import Any
 from vlmflow.errors import UserError
 from vlmflow.fetch.http import fetch_url
 from vlmflow.fetch.hub import fetch_hub
-from vlmflow.fetch.local import fetch_path, link_or_copy
+from vlmflow.fetch.local import fetch_path
 from vlmflow.fetch.modelscope import fetch_modelscope
-from vlmflow.fetch.names import check_name, matches, some
+from vlmflow.fetch.names import check_name, matches, pinned, some
 from vlmflow.fetch.partial import Fetched, Partial, partial_directory, prune
 from vlmflow.fetch.trouble import out_of_space
 from vlmflow.fetch.unpack import unpack
 from vlmflow.fetch.wheel import fetch_package, fetch_wheel
 from vlmflow.files import MANIFEST, sha256_file, write_manifest
+from vlmflow.fingerprint import fingerprint
+from vlmflow.housekeeping.store import shared
+from vlmflow.links import link_or_copy
 
 _log = logging.getLogger(__name__)
 _FETCHERS: dict[str, Callable[[dict[str, Any], Partial], Fetched]] = {
@@ -31,13 +35,14 @@ _FETCHERS: dict[str, Callable[[dict[str, Any], Partial], Fetched]] = {
 }
 
 
-def fetch_source(config: dict[str, Any], output: Path) -> None:
+def fetch_source(config: dict[str, Any], output: Path, store: Path | None = None) -> None:
     """Download the files of one source into the folder of ``output``, their manifest.
 
     ``config`` is a node of ``sources`` (config.schema.yaml): exactly one of pypi, url, hub, modelscope, package and
     path; ``files``, name -> expected SHA-256 (None: recorded only), ``patterns``, and ``unpack``, the archives among
     them. The folder appears as a whole. Raises :class:`UserError` when a file cannot be had or is not the expected
-    one; what arrived until then stays beside it in ``.NAME.part``, and the next call goes on from there.
+    one; what arrived until then stays beside it in ``.NAME.part``, and the next call goes on from there. Where
+    ``config`` leaves no doubt about the content, it is shared with other workflows through the folder ``store``.
     """
     kinds = [kind for kind in _FETCHERS if kind in config]
     if len(kinds) != 1:
@@ -45,9 +50,20 @@ def fetch_source(config: dict[str, Any], output: Path) -> None:
     files: dict[str, str | None] = config.get("files") or {}
     for name in files:
         check_name(name)
+    key = {"config": config, "code": fingerprint(Path(__file__))}
+    fetch = functools.partial(_fetch, _FETCHERS[kinds[0]], config, files, output)
+    shared(store if pinned(config) else None, "sources", key, output, fetch)
+
+
+def _fetch(
+    fetcher: Callable[[dict[str, Any], Partial], Fetched],
+    config: dict[str, Any],
+    files: dict[str, str | None],
+    output: Path,
+) -> None:
     try:
         with partial_directory(output.parent, config) as partial:
-            fetched = _FETCHERS[kinds[0]](config, partial)
+            fetched = fetcher(config, partial)
             prune(partial.files, fetched.names)
             for name, expected in files.items():
                 _check_hash(partial.files / name, name, expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from vlmflow.errors import UserError
 from vlmflow.fetch.names import select, unsafe
 from vlmflow.fetch.partial import Fetched, Partial
 from vlmflow.files import sha256_file
+from vlmflow.links import link_or_copy
 
 
 def fetch_path(config: dict[str, Any], partial: Partial) -> Fetched:
@@ -74,15 +74,3 @@ def reuse(partial: Partial, hashes: dict[str, str]) -> None:
         old = partial.previous / name
         if old.is_file() and not (partial.files / name).exists() and sha256_file(old) == sha256:
             place(old, partial, name)
-
-
-def link_or_copy(path: Path, target: Path, link: bool = True) -> None:
-    """A hard link where the file system allows one, or else a copy with the same times."""
-    target.unlink(missing_ok=True)
-    if link:
-        try:
-            os.link(path, target)
-            return
-        except OSError:  # another file system, one without links, or another owner
-            pass
-    shutil.copy2(path, target)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
+from typing import Any
 
 from vlmflow.errors import UserError
 from vlmflow.files import MANIFEST
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def unsafe(name: str) -> str | None:
@@ -25,6 +29,16 @@ def unsafe(name: str) -> str | None:
     if ".." in path.parts:
         return "'..' in the path"
     return None
+
+
+def pinned(config: dict[str, Any]) -> bool:
+    """Whether the configuration of a source settles the content that a fetch brings, whenever and wherever."""
+    if "pypi" in config:  # a version is never published twice
+        return True
+    if "hub" in config or "modelscope" in config:
+        return bool(_COMMIT.fullmatch(config.get("revision") or ""))
+    files = config.get("files") or {}
+    return "url" in config and bool(files) and all(files.values())
 
 
 def _is_unicode(name: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from vlmflow.convert import internvl, llava
 from vlmflow.convert.layout import checking, naming
 from vlmflow.errors import UserError
 from vlmflow.files import sha256_file, staged_directory, write_manifest
+from vlmflow.fingerprint import fingerprint
+from vlmflow.housekeeping.store import content_of, shared
 from vlmflow.models.directory import PROJECTOR, set_dtype
 from vlmflow.models.language import Language, language_part, own_template
 from vlmflow.models.llava_directory import (
@@ -40,15 +44,17 @@ from vlmflow.weights.stream import write_tensors
 
 logger = logging.getLogger(__name__)
 _PARTS = ("language", "vision", "checkpoint")
+_PACKAGES = ("torch", "transformers", "tokenizers")
 _HASHED = ("*.safetensors", "*.bin", "*.json", "*.model", "*.jinja")
 
 
-def build_model(config: dict[str, Any], output: Path) -> None:
+def build_model(config: dict[str, Any], output: Path, store: Path | None = None) -> None:
     """Write the model directory of a ``models`` node; ``output`` is its manifest.
 
     ``config``: family; language and vision, or checkpoint (paths); template, max_tiles, dtype (None: the checkpoint's
     own); image_size, feature_layer and seed for a model from parts. No model is held in memory as a whole, but for
-    GGUF and ONNX files. Raises :class:`UserError` before a weight is written if parts or files do not fit.
+    GGUF and ONNX files. Raises :class:`UserError` before a weight is written if parts or files do not fit. Models are
+    shared with other workflows through the folder ``store``.
     """
     builders: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {"llava": _llava, "internvl": _internvl}
     if config["family"] not in builders:
@@ -57,9 +63,26 @@ def build_model(config: dict[str, Any], output: Path) -> None:
     parts = {part: Path(config[part]) for part in _PARTS if config.get(part)}
     for part, place in parts.items() if config.get("published") else ():
         check_published(config["published"], part, place)
-    places = list(parts.values())
+    key = {} if store is None else _key(config, parts)
+    build = functools.partial(_build, builders[config["family"]], config, list(parts.values()), output)
+    shared(store, "models", key, output, build)
+
+
+def _key(config: dict[str, Any], parts: dict[str, Path]) -> dict[str, Any]:
+    """All that a model depends on: content in the place of paths."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    content = {part: content_of(place) for part, place in parts.items()}
+    return {"config": {**config, **content}, "code": fingerprint(Path(__file__)), "versions": versions}
+
+
+def _build(
+    builder: Callable[[dict[str, Any], Path], dict[str, Any]],
+    config: dict[str, Any],
+    places: list[Path],
+    output: Path,
+) -> None:
     with staged_directory(output.parent, *places) as directory:
-        facts = builders[config["family"]](config, directory)
+        facts = builder(config, directory)
         logger.info("%s", facts)
         write_provenance(directory, config, {str(place): _content_hash(place) for place in places}, **facts)
         write_manifest(directory, family=config["family"], template=facts["template"])

@@ -5,13 +5,13 @@ The rules ask here for paths, parameters and resources, so that an edit has one 
 
 from __future__ import annotations
 
-from vlmflow.plan.data import DataPlan
-from vlmflow.plan.evaluation import EvaluationPlan
 from vlmflow.plan.gpu import GpuPlan
+from vlmflow.plan.housekeeping import HousekeepingPlan
 from vlmflow.plan.nodes import growing as growing
+from vlmflow.plan.sweeps import SweepPlan
 
 CHECKPOINT = r"(model|pretrain|converted)-[A-Za-z0-9_-]+(\+blind)?"
 
 
-class Plan(DataPlan, GpuPlan, EvaluationPlan):
+class Plan(SweepPlan, GpuPlan, HousekeepingPlan):
     """The resolved configuration as questions that rules ask."""

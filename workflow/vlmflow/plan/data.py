@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from vlmflow.files import sha256_json
 from vlmflow.plan.nodes import Nodes
-from vlmflow.plan.values import TOKENS, as_json, state_of_files, without
+from vlmflow.plan.values import TOKENS, as_json, without
+from vlmflow.schema import schema
 
 DATA_SCHEMAS = ("llava", "internvl-meta", "sharegpt", "swift", "messages", "table")
 
@@ -21,9 +24,9 @@ class DataPlan(Nodes):
         return as_json(without(self.config["sources"][name], "prepare"))
 
     def source_files(self, name: str) -> str:
-        """Names, sizes and times of a source's own file or folder, so that it is fetched again when it changes."""
+        """State of a source's own file or folder, so that it is fetched again when it changes."""
         node = self.config["sources"][name]
-        return state_of_files(node["path"]) if "path" in node else ""
+        return self.own_files.state([node["path"]]) if "path" in node else ""
 
     def dataset_input(self, name: str) -> list[str]:
         node = self.config["datasets"][name]
@@ -40,16 +43,16 @@ class DataPlan(Nodes):
         return as_json(without(self.config["datasets"][name], "source", "path", "repeat", "generate"))
 
     def files(self, name: str) -> str:
-        """Names, sizes and times below a data set's own folder, so that a changed picture is checked again.
+        """State of a data set's own folder, so that a changed picture is checked again.
 
         Pictures that a source brought are covered by its manifest.
         """
         node = self.config["datasets"][name]
-        return "" if "source" in node else state_of_files(node["path"])
+        return "" if "source" in node else self.own_files.state([node["path"]])
 
-    def data_schemas(self) -> list[str]:
-        """The schemas of the annotation formats (workflow/schemas)."""
-        return [f"workflow/schemas/{name}.schema.yaml" for name in DATA_SCHEMAS]
+    def data_schemas(self) -> str:
+        """What the schemas of the annotation formats say (workflow/schemas), less their descriptions."""
+        return as_json({"schemas": {name: sha256_json(_rules(schema(name)))[:8] for name in DATA_SCHEMAS}})
 
     def generated(self, name: str) -> list[str]:
         """Manifest of the annotations that a model wrote for a data set, if one did."""
@@ -69,9 +72,10 @@ class DataPlan(Nodes):
         return [self.manifest("data", name) for name in dict.fromkeys(names)]
 
     def leakage_evaluations(self, finetune: str) -> dict[str, dict[str, str]]:
-        """Evaluation -> data, split and policy, of the experiments that use ``finetune``."""
+        """Evaluation -> data, split and policy, of the experiments that use ``finetune`` or the same data."""
         nodes = [self.config["experiments"][name] for name in self.experiments()]
-        names = {name for node in nodes if node["finetune"] == finetune for name in node["evaluations"]}
+        used = [node for node in nodes if self.data_node("finetune", node["finetune"]) == finetune]
+        names = {name for node in used for name in node["evaluations"]}
         return {
             name: {
                 "data": self.manifest("data", self.evaluation(name)["dataset"]),
@@ -81,6 +85,10 @@ class DataPlan(Nodes):
             for name in sorted(names)
         }
 
+    def leakage_gate(self, finetune: str) -> str:
+        """The file that is there once no leaked picture was found."""
+        return f"{self.results}/leakage/{self.data_node('finetune', finetune)}.passed"
+
     def leakage_inputs(self, finetune: str) -> list[str]:
         return sorted({node["data"] for node in self.leakage_evaluations(finetune).values()})
 
@@ -89,9 +97,19 @@ class DataPlan(Nodes):
 
     def tokens(self, stage: str, name: str) -> str:
         """Manifest of the counted tokens of a ``pretrain`` or ``finetune``."""
-        return self.manifest("tokens", f"{stage}-{name}")
+        return self.manifest("tokens", f"{stage}-{self.data_node(stage, name)}")
 
     def tokens_params(self, stage: str, name: str) -> str:
         node = self.config[f"{stage}s"][name]
         datasets = self._training_datasets(stage, name)
         return as_json({**{key: node[key] for key in TOKENS}, "datasets": datasets})
+
+
+def _rules(node: Any) -> Any:
+    """A JSON schema less what it says to people."""
+    if isinstance(node, list):
+        return [_rules(part) for part in node]
+    if isinstance(node, dict):
+        said = {key for key in ("title", "description", "$comment") if isinstance(node.get(key), str)}
+        return {key: _rules(value) for key, value in node.items() if key not in said}
+    return node

@@ -40,7 +40,7 @@ class EvaluationPlan(Nodes):
         return f"{self.results}/evaluate/{evaluation}/{checkpoint}"
 
     def _baselines(self, experiment: str, evaluation: str) -> str:
-        finetune = self.config["experiments"][experiment]["finetune"]
+        finetune = self.data_node("finetune", self.config["experiments"][experiment]["finetune"])
         return f"{self.results}/evaluate/{evaluation}/baselines-{finetune}.json"
 
     def comparison_inputs(self, experiment: str) -> list[str]:
@@ -64,7 +64,7 @@ class EvaluationPlan(Nodes):
 
     def report_inputs(self, experiment: str) -> list[str]:
         """Small files that the report reads besides the comparison."""
-        reports = [f"{self.results}/data/{name}/manifest.json" for name in self._datasets_of(experiment)]
+        reports = [f"{self.results}/data/{name}/manifest.json" for name in self.datasets_of([experiment])]
         return [f"{folder}/manifest.json" for folder in self._trained(experiment).values()] + reports
 
     def report_params(self, experiment: str, config_files: list[str]) -> str:
@@ -79,7 +79,7 @@ class EvaluationPlan(Nodes):
             {
                 "metrics": {stage: f"{folders[stage]}/metrics.jsonl" for stage in stages},
                 "provenance": [f"{folder}/provenance.json" for folder in folders.values()],
-                "data_reports": [f"{self.results}/data/{name}/report.json" for name in self._datasets_of(experiment)],
+                "data_reports": [f"{self.results}/data/{name}/report.json" for name in self.datasets_of([experiment])],
                 "example": None if imported else f"{folders['finetune']}/example.json",
                 "commands": [f"snakemake {experiment}" + (f" --configfile {files}" if files else "")],
             }
@@ -93,6 +93,3 @@ class EvaluationPlan(Nodes):
         stages = {"models": self.model_of(finetune), **pretrain, "finetune": finetune, "merged": finetune,
                   "converted": finetune}  # fmt: skip
         return {stage: f"{self.results}/{stage}/{name}" for stage, name in stages.items()}
-
-    def _datasets_of(self, experiment: str) -> list[str]:
-        return type(self)({**self.config, "experiment": experiment}).datasets()

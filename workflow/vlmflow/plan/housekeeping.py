@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
+from vlmflow.files import write_text
 from vlmflow.plan.nodes import Nodes
 
 
@@ -31,8 +33,15 @@ class HousekeepingPlan(Nodes):
                 "official": [name for name in finetunes if config["finetunes"][name]["convert"]["official"]],
                 "evaluate": list(config["evaluations"]),
                 "report": list(config["experiments"]),
+                "tables": ["all", *config["sweeps"]],
             }
         )
+
+    def folders_file(self) -> str:
+        """A file with :meth:`folders`, which with many variants are too long for a command line, written now."""
+        file = Path(".snakemake") / "disk.json"
+        write_text(file, self.folders())
+        return str(file)
 
     def keeps_merged(self, finetune: str) -> bool:
         """Whether the merged weights stay when the deployment directory is made."""

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmflow.config import Config, resolve
-from vlmflow.fingerprint import fingerprint
+from vlmflow.errors import UserError
+from vlmflow.fingerprint import code_of
+from vlmflow.plan.own_files import OwnFiles
+from vlmflow.plan.values import as_json
+from vlmflow.sweeps import data_nodes, experiment_of
 
 LAUNCH = "workflow/scripts/launch.py"
 _SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -18,15 +22,24 @@ class Nodes:
     def __init__(self, config: Config) -> None:
         self.config = resolve(config)
         self.results: str = self.config["results"]
+        self._data_nodes = data_nodes(self.config)
+        self.own_files = OwnFiles(Path(self.results) / "cache" / "own_files")
 
     def manifest(self, stage: str, name: str) -> str:
         """The small file that stands for a whole artefact directory."""
         return f"{self.results}/{stage}/{name}/manifest.json"
 
     def experiments(self) -> list[str]:
-        """The experiment chosen by ``--config experiment=NAME``, or all."""
+        """The experiment, or all of the sweep, chosen by ``--config experiment=NAME``; else every one."""
         chosen = self.config["experiment"]
+        if chosen in self.config["sweeps"]:
+            return self.variants(chosen)
         return [chosen] if chosen else list(self.config["experiments"])
+
+    def variants(self, sweep: str) -> list[str]:
+        """The experiments that a sweep consists of; its base may be one of them."""
+        node = self.config["sweeps"][sweep]
+        return [experiment_of(sweep, node["base"], variant) for variant in node["variants"]]
 
     def finetunes(self) -> list[str]:
         return sorted({self.config["experiments"][name]["finetune"] for name in self.experiments()})
@@ -37,12 +50,17 @@ class Nodes:
 
     def datasets(self) -> list[str]:
         """Every data set; if an experiment was chosen, those that it trains on or is measured on."""
-        if self.config["experiment"] is None:
-            return sorted(self.config["datasets"])
-        finetunes = [self.config["finetunes"][name] for name in self.finetunes()]
-        evaluations = [self.config["evaluations"][name] for name in self._evaluations()]
-        names = {name for node in finetunes for name in node["datasets"]} | {node["dataset"] for node in evaluations}
-        return sorted(names | {self.config["pretrains"][name]["dataset"] for name in self.pretrains()})
+        chosen = self.config["experiment"] is not None
+        return self.datasets_of(self.experiments()) if chosen else sorted(self.config["datasets"])
+
+    def datasets_of(self, experiments: list[str]) -> list[str]:
+        """The data sets that experiments train on or are measured on."""
+        nodes = [self.config["experiments"][name] for name in experiments]
+        finetunes = [self.config["finetunes"][node["finetune"]] for node in nodes]
+        inits = {node["init"] for node in finetunes} & set(self.config["pretrains"])
+        names = {name for node in finetunes for name in node["datasets"]}
+        names |= {self.evaluation(name)["dataset"] for node in nodes for name in node["evaluations"]}
+        return sorted(names | {self.config["pretrains"][name]["dataset"] for name in inits})
 
     def model_of(self, node: str) -> str:
         """The model that a pretrain or finetune starts from."""
@@ -68,9 +86,9 @@ class Nodes:
         node: dict[str, Any] = self.config["evaluations"][name]
         return node
 
-    def _evaluations(self) -> list[str]:
-        nodes = [self.config["experiments"][name] for name in self.experiments()]
-        return sorted({evaluation for node in nodes for evaluation in node["evaluations"]})
+    def data_node(self, stage: str, name: str) -> str:
+        """The ``pretrain`` or ``finetune`` that stands for all variants in a sweep with the same data."""
+        return self._data_nodes.get((stage, name), name)
 
     def _training_datasets(self, stage: str, name: str) -> list[str]:
         node = self.config[f"{stage}s"][name]
@@ -91,18 +109,36 @@ class Nodes:
         """Time limit in minutes of a stage that starts anew; every retry asks for half as much again."""
         return growing(self.resource(section, name, "runtime"), attempt)
 
-    def over_nodes(self, section: str, name: str) -> dict[str, int | str | None]:
-        """Resources by which Slurm grants a training the same GPUs on each of its nodes; None leaves one out.
+    def check_gpus(self, most: int) -> None:
+        """Raise :class:`UserError` if a stage needs more GPUs than jobs may use (``resources`` of a profile).
 
-        One launcher a node (``tasks``), and no task per GPU, which is what the executor makes of ``tasks`` otherwise.
+        Snakemake would lower what the job is counted for, and start it all the same.
+        """
+        asked = {name for one in self.experiments() for name in self.config["experiments"][one]["evaluations"]}
+        stages = {"pretrains": self.pretrains(), "finetunes": self.finetunes(), "evaluations": sorted(asked)}
+        needs = {f"{part}.{name}": self.resource(part, name, "gpu") for part, names in stages.items() for name in names}
+        over = [f"{place} asks for {gpus}" for place, gpus in needs.items() if gpus > most]
+        if over:
+            raise UserError(
+                f"jobs may use {most} GPU(s) at once, and {', '.join(over)}",
+                "raise `gpu` under `resources` in the profile (or --resources gpu=N), or lower the stage's",
+            )
+
+    def over_nodes(self, section: str, name: str) -> dict[str, int | str | None]:
+        """Resources by which Slurm grants a training its GPUs, the same on each of its nodes; None leaves one out.
+
+        Several nodes: one launcher on each (``tasks``), no task per GPU, which is what the executor makes of ``tasks``
+        otherwise, and GPUs by ``gres`` alone, which is counted per node.
         """
         nodes, gpus = self.resource(section, name, "nodes"), self.resource(section, name, "gpu")
         several = {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0, "gres": f"gpu:{gpus // nodes}"}
-        return {"nodes": nodes, **(several if nodes > 1 else dict.fromkeys(several))}
+        if nodes > 1:
+            return {"nodes": nodes, "gpu": None, **several}
+        return {"nodes": 1, "gpu": gpus, **dict.fromkeys(several)}
 
     def code(self, script: str) -> str:
-        """Fingerprint of a script and all it imports from the package."""
-        return fingerprint(_SCRIPTS / f"{script}.py")
+        """Hashes of a script and of all that it imports from the package."""
+        return as_json({"code": code_of(_SCRIPTS / f"{script}.py")})
 
 
 def growing(value: int, attempt: int) -> int:

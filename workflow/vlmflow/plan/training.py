@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vlmflow.methods import UNUSED
 from vlmflow.plan.nodes import LAUNCH, Nodes
-from vlmflow.plan.values import TOKENS, as_json, number, state_of_files, without
+from vlmflow.plan.values import TOKENS, as_json, number, without
 
 _TRAINING = ("epochs", "batch_size", "learning_rate", "weight_decay", "betas", "warmup_ratio", "schedule",
              "max_grad_norm", "precision", "seed")  # fmt: skip
@@ -23,8 +24,8 @@ class TrainingPlan(Nodes):
         return sorted({self.manifest("sources", part["source"]) for part in parts if "source" in part})
 
     def model_files(self, name: str) -> str:
-        """Names, sizes and times of checkpoints of the user's own: the model is built again when one changes."""
-        return self._own_files(self._weights(name).values())
+        """State of checkpoints of the user's own: the model is built again when one changes."""
+        return self._state(self._weights(name).values())
 
     def model_params(self, name: str) -> str:
         """The node with each checkpoint as a path; unused keys of the other families are left out."""
@@ -54,11 +55,12 @@ class TrainingPlan(Nodes):
         return self._weights_path(self.config["finetunes"][name]["xtuner"])
 
     def import_files(self, name: str) -> str:
-        """Names, sizes and times of a checkpoint of the user's own."""
-        return self._own_files([self.config["finetunes"][name]["xtuner"]])
+        """State of a checkpoint of the user's own."""
+        return self._state([self.config["finetunes"][name]["xtuner"]])
 
-    def _own_files(self, places: Iterable[dict[str, Any]]) -> str:
-        return " ".join(state_of_files(self._weights_path(place)) for place in places if "path" in place)
+    def _state(self, places: Iterable[dict[str, Any]]) -> str:
+        own = [self._weights_path(place) for place in places if "path" in place]
+        return self.own_files.state(own) if own else ""
 
     def _weights(self, model: str) -> dict[str, dict[str, Any]]:
         node = self.config["models"][model]
@@ -82,8 +84,8 @@ class TrainingPlan(Nodes):
 
     def finetune_params(self, name: str) -> str:
         node = self.config["finetunes"][name]
-        unused = {"qlora": (), "lora": ("quantization",), "full": ("quantization", "lora")}[node["method"]]
-        node = without(node, "init", "datasets", "merge", "convert", "resources", "xtuner", *TOKENS, *unused)
+        unused = ("init", "datasets", "merge", "convert", "resources", "xtuner", *TOKENS, *UNUSED[node["method"]])
+        node = without(node, *unused)
         return as_json({**node, **self._mix(self.config["finetunes"][name]["datasets"])})
 
     def _mix(self, datasets: list[str] | dict[str, float]) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class TrainingPlan(Nodes):
         }
 
     def merge_params(self, name: str) -> str:
-        return as_json(self.config["finetunes"][name]["merge"])
+        return as_json(without(self.config["finetunes"][name]["merge"], "keep"))
 
     def convert_params(self, name: str) -> str:
         return as_json(without(self.config["finetunes"][name]["convert"], "official"))

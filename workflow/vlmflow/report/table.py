@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ from markupsafe import Markup
 from vlmflow.evaluation.summary import percent, points, points_between
 from vlmflow.files import read_json, sha256_json, write_text
 from vlmflow.report import figures
+from vlmflow.report.made import made_as_told
 
 _FOLDER = Path(__file__).resolve().parent
 _HASH = 12  # characters of a hash in a table
@@ -34,24 +36,37 @@ class Column(NamedTuple):
     order: Callable[[Row], Any]
 
 
-def tabulate_sweep(table: dict[str, Any], results: Path, output: Path) -> None:
+def tabulate_sweep(table: Path, results: Path, output: Path) -> None:
     """Write ``output`` (.tsv, every figure) and beside it .md and .html (for readers).
 
-    ``table`` has a ``title``, the varied ``keys`` and ``rows`` of experiment, finetune and a value for each key;
+    ``table`` (JSON) has a ``title``, the varied ``keys`` and ``rows`` of experiment, finetune and a value for each key;
     ``results`` is the folder that has their comparisons and provenance.
     """
-    _write(table, _sorted(_row(table["keys"], row, results, output) for row in table["rows"]), output, "")
+    told = read_json(table)
+    _write(told, _sorted(_row(told["keys"], row, results, output) for row in told["rows"]), output, "")
 
 
-def tabulate_results(table: dict[str, Any], results: Path, output: Path) -> None:
-    """:func:`tabulate_sweep` of the experiments that are finished by now, printed too."""
-    rows = [row for row in table["rows"] if all(file.is_file() for file in _files(row, results))]
-    missing = [row[0] for row in table["rows"] if row not in rows]
-    names = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-    note = f"{len(rows)} of {len(table['rows'])} experiments are finished" + (f"; not yet: {names}" * bool(missing))
-    found = _sorted(_row(table["keys"], row, results, output) for row in rows)
-    _write(table, found, output, note)
-    print(f"\n{_markdown(_columns(table['keys'], found), found)}\n{note}\n{output.with_suffix('.html')}\n")
+def tabulate_results(table: Path, results: Path, output: Path) -> None:
+    """:func:`tabulate_sweep` of the experiments that are finished by now, printed too.
+
+    ``table`` also says how each is ``made``: one that was made with other settings is left out, and told.
+    """
+    told = read_json(table)
+    read = functools.cache(read_json)  # variants share most of their files
+    there = [row for row in told["rows"] if all(file.is_file() for file in _files(row, results))]
+    rows = [row for row in there if made_as_told(told["made"][row[0]], read)]
+    note = f"{len(rows)} of {len(told['rows'])} experiments are finished"
+    note += _named("; not yet: ", [row[0] for row in told["rows"] if row not in there])
+    other = _named("; made with other settings: ", [row[0] for row in there if row not in rows])
+    note += other and f"{other} (snakemake -n tells what would run)"
+    found = _sorted(_row(told["keys"], row, results, output) for row in rows)
+    _write(told, found, output, note)
+    print(f"\n{_markdown(_columns(told['keys'], found), found)}\n{note}\n{output.with_suffix('.html')}\n")
+
+
+def _named(heading: str, experiments: list[str]) -> str:
+    names = ", ".join(experiments[:_NAMED]) + (", ..." if len(experiments) > _NAMED else "")
+    return f"{heading}{names}" if experiments else ""
 
 
 def _sorted(rows: Any) -> list[Row]:

@@ -56,6 +56,11 @@ def tower_hash(model: Path, parts: Sequence[Path] = ()) -> str:
     return sha256_json({"files": used, "parts": [tower for tower in towers if tower], "code": [code, *versions]})
 
 
+def place_of(tower: str, dtype: torch.dtype) -> str:
+    """Name of the folder for features of a tower, in a number format."""
+    return sha256_json([tower, str(dtype)])[:16]
+
+
 class _Pictures(Dataset[torch.Tensor]):
     """The distinct pictures of a run, in the order of their keys; item ``numbers`` is what the tower sees of some."""
 
@@ -118,8 +123,7 @@ class FeatureCache:
             return None
         width = model.model.multi_modal_projector.linear_1.in_features
         tile_bytes = family_of(processor).tile_tokens(processor) * width * dtype.itemsize
-        place = folder / sha256_json([tower, str(dtype)])[:16]
-        cache = cls(place, pictures, dtype, tile_bytes)
+        cache = cls(folder / place_of(tower, dtype), pictures, dtype, tile_bytes)
         return cache if _same_for_all(cache._worthwhile(limit)) else None
 
     def fill(self, model: Any, workers: int = 0) -> None:

@@ -42,7 +42,7 @@ class Checkpoints:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(folder / _LOCK)
+            self._lock = lock_of(folder)
             for unfinished in self.folder.glob(".*"):
                 remove(unfinished)
             _write(self.folder / _IDENTITY, identity)
@@ -128,16 +128,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _locked(path: Path) -> IO[str]:
-    """An open file that no other process has locked; raises :class:`UserError` if one has."""
-    stream = path.open("a")
+def lock_of(folder: Path) -> IO[str]:
+    """A file in a run's folder, open and locked as long as it is; :class:`UserError` if another process has it."""
+    stream = (folder / _LOCK).open("a")
     try:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         raise UserError(
             "another process trains this stage",
             "stop it, or wait until it is done: it may go on when snakemake itself has ended",
-            file=path.parent,
+            file=folder,
         ) from None
     return stream
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from vlmflow.errors import UserError
+from vlmflow.housekeeping.sizes import check_room
 from vlmflow.weights.checkpoint import DTYPES, INDEX, WEIGHTS
 from vlmflow.weights.kinds import Kind, Span, Tensors, span_of
 from vlmflow.weights.mapping import Piece, listed
@@ -50,6 +52,7 @@ def write_tensors(
             "the weights are no floating-point numbers: " + listed(quantised=whole),
             "use the checkpoint that is not quantised",
         )
+    check_room(folder, sum(kind.nbytes for kind in kinds.values()))
     with _Shards(kinds, folder, max_shard_bytes) as shards, ThreadPoolExecutor(1) as writer:
         written: Future[None] = writer.submit(lambda: None)
         for piece in pieces:
@@ -58,6 +61,20 @@ def write_tensors(
             written = writer.submit(shards.put, made)
         written.result()
     return kinds
+
+
+def files_to_keep(tensors: Tensors, pieces: Sequence[Piece], max_shard_bytes: int) -> list[Path]:
+    """The files of ``tensors``, index included, if they are as :func:`write_tensors` would write them; else none."""
+    holders = {name: span.file for name in tensors.kinds if (span := span_of(tensors, name)) is not None}
+    if len(holders) < len(tensors.kinds) or not all(
+        piece.copies and piece.sources == piece.targets for piece in pieces
+    ):
+        return []
+    groups = [list(names) for _, names in itertools.groupby(holders, key=lambda name: str(holders[name]))]
+    files = list(dict.fromkeys(holders.values()))
+    if groups != _grouped(tensors.kinds, max_shard_bytes) or [file.name for file in files] != _file_names(len(files)):
+        return []
+    return [*files, files[0].with_name(INDEX)] if len(files) > 1 else files
 
 
 def _made(piece: Piece, tensors: Tensors, kinds: Mapping[str, Kind]) -> list[tuple[str, torch.Tensor | Span]]:
@@ -121,9 +138,7 @@ class _Shards:
         self._places: dict[str, tuple[int, int]] = {}
         self._files: list[int] = []
         groups = _grouped(kinds, max_shard_bytes)
-        names = [WEIGHTS] if len(groups) == 1 else [
-            f"model-{index:05d}-of-{len(groups):05d}.safetensors" for index in range(1, len(groups) + 1)
-        ]  # fmt: skip
+        names = _file_names(len(groups))
         for name, group in zip(names, groups, strict=True):
             self._start(folder / name, {tensor: kinds[tensor] for tensor in group})
         if len(groups) > 1:
@@ -175,6 +190,12 @@ class _Shards:
             os.close(file)
         if not failed and self._left:
             raise RuntimeError(f"never written: {sorted(self._left)[:5]}")
+
+
+def _file_names(count: int) -> list[str]:
+    if count == 1:
+        return [WEIGHTS]
+    return [f"model-{index:05d}-of-{count:05d}.safetensors" for index in range(1, count + 1)]
 
 
 def _grouped(kinds: Mapping[str, Kind], max_shard_bytes: int) -> list[list[str]]:
