@@ -133,14 +133,15 @@ def test_several_nodes_are_asked_for_per_node(resources: dict[str, int], expecte
     config = deepcopy(DEMO)
     config["finetunes"]["qlora"]["resources"] = resources
     asked = Plan(config).over_nodes("finetunes", "qlora")
+    assert asked.pop("slurm_extra") == "--signal=TERM@300 --open-mode=append"
     assert {key: value for key, value in asked.items() if value is not None} == expected
 
 
 @pytest.mark.parametrize(
     ("section", "resources", "problem"),
     [
-        ("finetunes", {"gpu": 3, "nodes": 2}, r"finetunes.qlora.resources.nodes: 3 GPU\(s\) cannot be spread evenly"),
-        ("finetunes", {"nodes": 2}, r"0 GPU\(s\) cannot be spread evenly over 2 nodes"),
+        ("finetunes", {"gpu": 3, "nodes": 2}, "finetunes.qlora.resources.nodes: `gpu: 3` cannot be spread evenly"),
+        ("finetunes", {"nodes": 2}, "`gpu: 0` cannot be spread evenly over 2 nodes"),
         ("evaluations", {"gpu": 2, "nodes": 2}, "evaluations.held-out.resources.nodes: only trainings run on several"),
     ],
 )
@@ -150,3 +151,11 @@ def test_impossible_nodes_are_refused(section: str, resources: dict[str, int], p
     config[section][name]["resources"] = resources
     with pytest.raises(UserError, match=problem):
         Plan(config)
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    config = deepcopy(DEMO)
+    config["finetunes"]["qlora"] |= {"weight_decay": 0, "lora": {"dropout": 0, "alpha": 32}}
+    same = deepcopy(DEMO)
+    same["finetunes"]["qlora"] |= {"weight_decay": 0.0, "lora": {"dropout": 0.0, "alpha": 32.0}}
+    assert Plan(config).finetune_params("qlora") == Plan(same).finetune_params("qlora")

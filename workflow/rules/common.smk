@@ -50,8 +50,8 @@ def one_of(names):
 
 
 def over_nodes(section):
-    """GPUs and nodes of a training, as functions of its wildcards."""
-    names = ("nodes", "gpu", "mpi", "tasks", "tasks_per_gpu", "gres")
+    """What a training asks of Slurm, as functions of its wildcards."""
+    names = ("nodes", "gpu", "mpi", "tasks", "tasks_per_gpu", "gres", "slurm_extra")
     return {
         key: lambda w, key=key: plan.over_nodes(section, w.name)[key] for key in names
     }

@@ -14,7 +14,7 @@ import jsonschema
 from vlmflow.cost.speed import CARDS
 from vlmflow.errors import UserError
 from vlmflow.models.published import fill_published
-from vlmflow.schema import SCHEMA, describe, fill_defaults, given, infinite, nearest, schema
+from vlmflow.schema import SCHEMA, describe, fill_defaults, given, infinite, is_echo, nearest, schema
 from vlmflow.sweeps import expand
 
 Config = dict[str, Any]
@@ -36,7 +36,8 @@ def resolve(config: Config) -> Config:
     type, names that no node has.
     """
     problems = [*_unquoted(config)]
-    problems = problems or [describe(error) for error in jsonschema.Draft202012Validator(schema()).iter_errors(config)]
+    found = jsonschema.Draft202012Validator(schema()).iter_errors(config)
+    problems = problems or list(dict.fromkeys(describe(error) for error in found if not is_echo(error)))
     problems = problems or [*infinite(config, "")]
     if not problems:
         config = deepcopy(config)
@@ -49,8 +50,8 @@ def resolve(config: Config) -> Config:
         problems = [*expand(config)] or _inconsistencies(config)
     problems = problems or [*_unknown_choice(config)]
     if problems:
-        found = "\n  ".join(problems)
-        raise UserError(f"the configuration has {len(problems)} problem(s):\n  {found}", f"every key: {SCHEMA.name}")
+        lines = "\n  ".join(problems)
+        raise UserError(f"the configuration has {len(problems)} problem(s):\n  {lines}", f"every key: {SCHEMA.name}")
     return config
 
 
@@ -182,7 +183,7 @@ def _machines(config: Config) -> Iterator[str]:
         if card is not None and card not in CARDS:
             yield f"{place}.resources.gpu_model: no '{card}' in the table of cards{nearest(card, list(CARDS))}"
         if gpus < nodes > 1 or gpus % nodes:
-            yield f"{place}.resources.nodes: {gpus} GPU(s) cannot be spread evenly over {nodes} nodes"
+            yield f"{place}.resources.nodes: `gpu: {gpus}` cannot be spread evenly over {nodes} nodes"
         if gpus and node["batch_size"] % gpus:
             yield f"{place}.batch_size: {node['batch_size']} cannot be shared by {gpus} GPUs; choose a multiple of them"
     for section in ("models", "evaluations"):

@@ -7,6 +7,7 @@ import difflib
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -20,6 +21,7 @@ SCHEMA = SCHEMAS / "config.schema.yaml"
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where there is libyaml
 
 _LONGEST = 80  # characters of a value in a message
+_EXPONENT = re.compile(r"[+-]?\d+e[+-]?\d+", re.IGNORECASE)
 _KINDS = {"number": "a number", "integer": "a whole number", "string": "text", "boolean": "true or false",
           "array": "a list", "object": "a mapping (KEY: VALUE)", "null": "null"}  # fmt: skip
 
@@ -76,12 +78,23 @@ def describe(error: jsonschema.ValidationError, above: str = "") -> str:
     value, wanted = given(error.instance), error.validator_value
     if error.validator == "type":
         kinds = " or ".join(_KINDS[kind] for kind in ([wanted] if isinstance(wanted, str) else wanted))
-        return f"{where}: {value} is {'text, ' * isinstance(error.instance, str)}not {kinds}"
+        text = isinstance(error.instance, str)
+        point = (
+            "; YAML wants a point before the exponent, as in 1.0e-3"
+            if text and _EXPONENT.fullmatch(value[1:-1])
+            else ""
+        )
+        return f"{where}: {value} is {'text, ' * text}not {kinds}{point}"
     if error.validator == "enum":
         return f"{where}: {value} is not one of {', '.join('null' if one is None else str(one) for one in wanted)}"
     if error.validator in ("pattern", "oneOf"):
         return f"{where}: {value} is none of what it may be: {error.schema['description']}"
     return f"{where}: {error.message}"
+
+
+def is_echo(error: jsonschema.ValidationError) -> bool:
+    """Whether it only repeats another one: where a part of an object is wrong, none of its keys counts as known."""
+    return error.validator == "unevaluatedProperties" and not set(error.instance) - set(properties(error.schema))
 
 
 def given(value: Any) -> str:

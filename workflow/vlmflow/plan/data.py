@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class DataPlan(Nodes):
 
     def dataset_root(self, name: str) -> str:
         node = self.config["datasets"][name]
-        return str(Path(self.source(node["source"])).parent) if "source" in node else node["path"]
+        return str(Path(self.source(node["source"])).parent) if "source" in node else _own(node)
 
     def pictures_folder(self, name: str) -> str:
         return str(Path(self.dataset_root(name)) / self.config["datasets"][name]["images"])
@@ -48,7 +49,7 @@ class DataPlan(Nodes):
         Pictures that a source brought are covered by its manifest.
         """
         node = self.config["datasets"][name]
-        return "" if "source" in node else self.own_files.state([node["path"]])
+        return "" if "source" in node else self.own_files.state([_own(node)])
 
     def data_schemas(self) -> str:
         """What the schemas of the annotation formats say (workflow/schemas), less their descriptions."""
@@ -113,3 +114,8 @@ def _rules(node: Any) -> Any:
         said = {key for key in ("title", "description", "$comment") if isinstance(node.get(key), str)}
         return {key: _rules(value) for key, value in node.items() if key not in said}
     return node
+
+
+def _own(node: dict[str, Any]) -> str:
+    """The folder of a data set of the user's own, in one spelling."""
+    return os.path.normpath(node["path"])

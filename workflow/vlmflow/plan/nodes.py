@@ -13,6 +13,7 @@ from vlmflow.plan.values import as_json
 from vlmflow.sweeps import data_nodes, experiment_of
 
 LAUNCH = "workflow/scripts/launch.py"
+_SBATCH = "--signal=TERM@300 --open-mode=append"
 _SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -128,13 +129,14 @@ class Nodes:
         """Resources by which Slurm grants a training its GPUs, the same on each of its nodes; None leaves one out.
 
         Several nodes: one launcher on each (``tasks``), no task per GPU, which is what the executor makes of ``tasks``
-        otherwise, and GPUs by ``gres`` alone, which is counted per node.
+        otherwise, and GPUs by ``gres`` alone, which is counted per node. Five minutes before the time limit it is asked
+        to stop; the log of all its starts is kept.
         """
         nodes, gpus = self.resource(section, name, "nodes"), self.resource(section, name, "gpu")
         several = {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0, "gres": f"gpu:{gpus // nodes}"}
         if nodes > 1:
-            return {"nodes": nodes, "gpu": None, **several}
-        return {"nodes": 1, "gpu": gpus, **dict.fromkeys(several)}
+            return {"nodes": nodes, "gpu": None, **several, "slurm_extra": _SBATCH}
+        return {"nodes": 1, "gpu": gpus, **dict.fromkeys(several), "slurm_extra": _SBATCH}
 
     def code(self, script: str) -> str:
         """Hashes of a script and of all that it imports from the package."""

@@ -17,6 +17,7 @@ from vlmflow.plan.values import as_json
 
 _log = logging.getLogger(__name__)
 _WORTH_SAYING, _TOO_MUCH = 1_000_000_000, 20_000_000_000  # bytes
+_NO_DATA = ("Thumbs.db", "desktop.ini")
 
 
 class Dated(NamedTuple):
@@ -101,7 +102,10 @@ class OwnFiles:
 
 
 def list_files(top: Path) -> dict[str, Dated]:
-    """Name below ``top`` (empty if it is a file itself) -> size and time. Links are followed, each folder once."""
+    """Name below ``top`` (empty if it is a file itself) -> size and time. Links are followed, each folder once.
+
+    Hidden files, and those that Windows leaves in folders, are none of the data.
+    """
     if not top.is_dir():
         return {"": _dated(top)} if top.exists() else {}
     found: dict[str, Dated] = {}
@@ -116,6 +120,8 @@ def list_files(top: Path) -> dict[str, Dated]:
         entered.add((place.st_dev, place.st_ino))
         folders = []
         for entry in os.scandir(top / folder):
+            if entry.name.startswith(".") or entry.name in _NO_DATA:
+                continue
             if entry.is_dir():
                 folders.append(f"{folder}{entry.name}/")
             else:

@@ -20,5 +20,13 @@ def number(value: float) -> float:
 
 
 def as_json(value: Any) -> str:
-    """JSON that is the same whatever the order of keys."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    """JSON that is the same whatever the order of keys, and for 1 and 1.0."""
+    return json.dumps(_same(value), sort_keys=True, ensure_ascii=False)
+
+
+def _same(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _same(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_same(item) for item in value]
+    return number(value) if isinstance(value, float) else value
