@@ -29,7 +29,7 @@ def test_bad_data_stays_bad(folder: Path) -> None:
         picture.write_bytes(content)
         planned = jobs(snakemake("-n", *MINE, folder=folder))
         assert {"validate_dataset", "render_report"} <= set(planned)
-    snakemake("--until", "validate_dataset", *MINE, folder=folder)
+    snakemake(*MINE, "--until", "validate_dataset", folder=folder)
     assert "validate_dataset" not in jobs(snakemake("-n", *MINE, folder=folder))
 
 
