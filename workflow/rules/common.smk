@@ -32,7 +32,7 @@ STARTED = time.time()
 # Training saves its state when it is asked to stop; the shell around it must not be gone before.
 IGNORING_STOPS = "trap '' TERM USR1;"
 CONFIG_FILES = [os.path.relpath(path) for path in workflow.overwrite_configfiles]
-teach_snakemake(plan.own_files)
+teach_snakemake(plan.own_files, in_job=not workflow.is_main_process)
 
 
 wildcard_constraints:

@@ -8,7 +8,7 @@ from vlmflow.plan.own_files import OwnFiles
 from vlmflow.why import explain
 
 
-def teach_snakemake(own_files: OwnFiles) -> None:
+def teach_snakemake(own_files: OwnFiles, in_job: bool) -> None:
     """Have changed parameters put into words, and every job looked at for reasons of its own.
 
     Snakemake skips whatever follows a job that runs, as it will run anyhow; what is behind an `ancient` file will not,
@@ -17,7 +17,8 @@ def teach_snakemake(own_files: OwnFiles) -> None:
     from snakemake.dag import DAG
     from snakemake.persistence import ParamsChange
 
-    _remember_failures()
+    if not in_job:  # the snakemake inside a job records nothing
+        _remember_failures()
 
     find_jobs_to_run = DAG.update_needrun
 
