@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from test_config import DEMO, edited
 
 from vlmflow.files import read_json, write_json
 from vlmflow.plan import Plan
 from vlmflow.report.made import made_as_told
 
-DEMO = yaml.safe_load((Path(__file__).parents[2] / "config" / "config.yaml").read_text())
 METRICS = {"exact_match": 0.5}
 
 
@@ -40,16 +38,6 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paired = [{"metric": name, "before": value, "after": value} for name, value in METRICS.items()]
     evaluations = [{"evaluation": name, "metrics": paired} for name in told["scores"]]
     write_json(Path(told["comparison"]), {"evaluations": evaluations})
-
-
-def edited(path: str, value: Any) -> dict[str, Any]:
-    config = deepcopy(DEMO)
-    *parents, last = path.split(".")
-    node = config
-    for key in parents:
-        node = node.setdefault(key, {})
-    node[last] = value
-    return config
 
 
 @pytest.mark.parametrize(

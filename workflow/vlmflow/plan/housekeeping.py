@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 
-from vlmflow.files import write_text
 from vlmflow.plan.nodes import Nodes
+from vlmflow.plan.values import in_file
 
 
 class HousekeepingPlan(Nodes):
@@ -38,10 +37,8 @@ class HousekeepingPlan(Nodes):
         )
 
     def folders_file(self) -> str:
-        """A file with :meth:`folders`, which with many variants are too long for a command line, written now."""
-        file = Path(".snakemake") / "disk.json"
-        write_text(file, self.folders())
-        return str(file)
+        """A file with :meth:`folders`, written now."""
+        return in_file("disk", self.folders())
 
     def keeps_merged(self, finetune: str) -> bool:
         """Whether the merged weights stay when the deployment directory is made."""

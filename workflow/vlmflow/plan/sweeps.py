@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
-from vlmflow.files import write_text
 from vlmflow.plan.data import DataPlan
 from vlmflow.plan.evaluation import EvaluationPlan
 from vlmflow.plan.training import TrainingPlan
-from vlmflow.plan.values import as_json, without
+from vlmflow.plan.values import as_json, in_file, without
 from vlmflow.sweeps import changes_scores, effective
 
 _Inputs = dict[str, Any]
@@ -49,11 +47,11 @@ class SweepPlan(DataPlan, TrainingPlan, EvaluationPlan):
         while other plans are made.
         """
         table = self.table_params(sweep)
-        return _file(f"{sweep}-{hashlib.sha256(table.encode()).hexdigest()[:12]}", table)
+        return in_file(f"{sweep}-{hashlib.sha256(table.encode()).hexdigest()[:12]}", table)
 
     def results_file(self) -> str:
         """A file with :meth:`results_params`, written now."""
-        return _file("all", self.results_params())
+        return in_file("all", self.results_params())
 
     def _table(self, title: str, experiments: list[str], keys: list[str]) -> dict[str, Any]:
         rows = [
@@ -118,9 +116,3 @@ class SweepPlan(DataPlan, TrainingPlan, EvaluationPlan):
 
     def _comparison(self, experiment: str) -> str:
         return f"{self.results}/report/{experiment}/comparison.json"
-
-
-def _file(name: str, table: str) -> str:
-    file = Path(".snakemake") / "tables" / f"{name}.json"
-    write_text(file, table)
-    return str(file)

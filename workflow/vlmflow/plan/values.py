@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+from vlmflow.files import write_text
 
 TOKENS = ("max_length", "too_long", "max_dropped")
 """Keys of a training that the count of its tokens depends on, and nothing after it."""
@@ -30,3 +33,10 @@ def _same(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_same(item) for item in value]
     return number(value) if isinstance(value, float) else value
+
+
+def in_file(name: str, text: str) -> str:
+    """The path of a file with ``text``, written now: for a job that is told more than a command line takes."""
+    file = Path(".snakemake") / "told" / f"{name}.json"
+    write_text(file, text)
+    return str(file)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from vlmflow.errors import UserError
@@ -18,6 +18,7 @@ from vlmflow.evaluation import summary
 from vlmflow.evaluation.compare import EvaluationRuns, load_runs
 from vlmflow.files import read_json, write_text
 from vlmflow.report import figures, gallery
+from vlmflow.report.templates import templates
 
 _FOLDER = Path(__file__).resolve().parent
 _KINDS = {"before": "before", "after": "after"}  # systems with a colour of their own; the rest are "other"
@@ -101,14 +102,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates()
     for function in (summary.percent, summary.points, summary.between, summary.points_between, summary.p_value,
                      summary.plain, summary.count, summary.verdict):  # fmt: skip
         environment.filters[function.__name__] = function

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vlmflow.evaluation.summary import percent, points, points_between
 from vlmflow.files import read_json, sha256_json, write_text
 from vlmflow.report import figures
 from vlmflow.report.made import made_as_told
+from vlmflow.report.templates import templates
 
 _FOLDER = Path(__file__).resolve().parent
 _HASH = 12  # characters of a hash in a table
@@ -202,20 +202,17 @@ def _cell(text: str) -> str:
 
 
 def _page(title: str, columns: list[Column], rows: list[Row], note: str) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = (_FOLDER / "table.js").read_text(encoding="utf-8")
-    return environment.get_template("table.html.j2").render(
-        title=title,
-        columns=columns,
-        rows=rows,
-        note=note,
-        styles=Markup(figures.STYLES + (_FOLDER / "table.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    return (
+        templates()
+        .get_template("table.html.j2")
+        .render(
+            title=title,
+            columns=columns,
+            rows=rows,
+            note=note,
+            styles=Markup(figures.STYLES + (_FOLDER / "table.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        )
     )
