@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on this machine: no GPU, no conda, no root; about 8 minutes after installation
 # make test   lint, types, unit tests, dry runs of every recipe, the tiny recipe end to end, killed trainings
-.PHONY: demo tiny test test-slow test-slurm lint format pins docs rulegraph bench-data
+.PHONY: demo tiny test test-slow test-slurm test-browser lint format pins docs rulegraph bench-data
 SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -23,6 +23,10 @@ test-slow: .venv/complete
 # Through a real Slurm that the tests start and stop, as root; CONTRIBUTING.md
 test-slurm: .venv/complete
 	pytest -m slurm tests
+
+# Pages in a real Chromium or Chrome, which has to be installed (Debian: apt install chromium)
+test-browser: .venv/complete
+	pytest -m browser tests
 
 lint: .venv/complete
 	ruff check
