@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image as Pillow
 
 from vlmflow.data.records import Image, Record, Turn, write_records
@@ -114,3 +115,20 @@ def test_bad_input_is_named(tmp_path: Path, stripes: dict[str, Image]) -> None:
     write_records(lost, [record("a", "which way?", "down", Image(str(tmp_path / "gone.png"), 8, 8, "0"))])
     with pytest.raises(UserError, match=r"gone\.png: cannot read the picture"):
         evaluate_baselines([some], lost, ["exact_match"], tmp_path / "out.json")
+
+
+def test_further_answers_boxes_and_metrics_that_are_not_computed(tmp_path: Path, stripes: dict[str, Image]) -> None:
+    train, test, out = (tmp_path / name for name in ("train.jsonl", "test.jsonl", "out.json"))
+    box = "<box>[[0, 0, 500, 1000]]</box>"
+    write_records(train, [record("1", "where?", box, stripes["down"]), record("2", "what?", "puppy", stripes["down"])])
+    wanted = [
+        record("a", "where?", "[0, 0, 8, 16]", stripes["down again"]),
+        record("b", "what?", "dog", stripes["across"]),
+    ]
+    write_records(test, [wanted[0], replace(wanted[1], answers=("cat", "puppy"))])
+    evaluate_baselines([train], test, ["judge", "exact_match", "iou"], out)
+    majority = json.loads(out.read_text())["majority"]
+    assert list(majority["metrics"]) == list(majority["ci95"]) == ["exact_match", "iou"]
+    assert majority["metrics"] == {"exact_match": 0.5, "iou": 1.0}  # without boxes on both sides nothing is missed
+    evaluate_baselines([train], test, ["judge"], out)
+    assert json.loads(out.read_text()) == {"n": 2, "majority": None, "nearest_neighbour": None}

@@ -56,7 +56,14 @@ class Joiner:
         elif len(images) == 1:
             boxes = _written_boxes(turns)
         return Record(
-            draft.id or "", tuple(images), tuple(turns), draft.category, tuple(videos), tuple(boxes), draft.repeat
+            id=draft.id or "",
+            images=tuple(images),
+            turns=tuple(turns),
+            category=draft.category,
+            videos=tuple(videos),
+            boxes=tuple(boxes),
+            repeat=draft.repeat,
+            answers=tuple(draft.answers),
         )
 
     def contents(self, draft: Draft) -> list[bytes]:

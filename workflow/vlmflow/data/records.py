@@ -56,7 +56,8 @@ class Turn(msgspec.Struct, frozen=True):
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """A conversation about pictures and videos, in the order of their placeholders.
 
-    ``repeat`` is how often training sees the record per epoch, on top of the data set's own ``repeat``.
+    ``repeat`` is how often training sees the record per epoch, on top of the data set's own ``repeat``; ``answers``
+    are further right answers to the last question, which metrics accept as they do the last turn.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     videos: tuple[Video, ...] = ()
     boxes: tuple[Box, ...] = ()
     repeat: float = 1.0
+    answers: tuple[str, ...] = ()
 
 
 _decoder = msgspec.json.Decoder(Record)

@@ -46,6 +46,9 @@ def _findings(draft: Draft, form: Format, value: Value, placeholder: str) -> Ite
     asked = {tag: _asked(draft, tag) if tag in whole else 0 for tag in (IMAGE, VIDEO)}
     if not _is_plain(whole, asked[IMAGE]) or not all(map(str.strip, texts)):
         yield from _wrong_texts(draft, form, value)
+    for index, text in enumerate(draft.answers):
+        for reason, advice in _wrong_text(Turn("assistant", text)):
+            yield reason, advice, f"answers[{index}]"
     if draft.boxes or draft.refs or BOX_TAG in whole or "<box>" in whole:
         yield from ((reason, advice, "objects") for reason, advice in wrong_tags(texts, draft.refs, draft.boxes))
     for tag, what, files in ((IMAGE, "picture", draft.images), (VIDEO, "video", draft.videos)):

@@ -13,7 +13,8 @@ from PIL import ImageOps
 
 from vlmflow.data.records import Image, Record, read_records
 from vlmflow.errors import UserError
-from vlmflow.evaluation.scores import score_predictions
+from vlmflow.evaluation.metrics import is_computed
+from vlmflow.evaluation.scores import Prediction, score_predictions
 from vlmflow.evaluation.statistics import mean_interval
 from vlmflow.files import write_json
 
@@ -22,14 +23,15 @@ _CHUNK = 2_048  # pictures a side of one block of similarities (16 MB) and of it
 
 
 def evaluate_baselines(
-    train: list[Path], test: Path, metrics: list[str], output: Path, limit: int | None = None
+    train: list[Path], test: Path, metrics: list[str], output: Path, limit: int | None = None, chinese: str = "keep"
 ) -> None:
     """Score both baselines on the first ``limit`` records of ``test`` and write them as JSON.
 
     ``majority`` gives the most frequent training answer to the same question, ``nearest_neighbour`` the answer of the
     training record with the same question whose first picture looks most alike. A question that training never asks
     gets the most frequent answer of all. Only the last answer of a record counts. Records without pictures are left
-    out of ``nearest_neighbour``, which is null when none has one.
+    out of ``nearest_neighbour``, which is null when none has one. Metrics that another stage makes (``judge``) are left
+    out; both baselines are null when no other is named. ``chinese`` as in :func:`score_predictions`.
     """
     trained = [record for path in train for record in read_records(path)]
     tested = read_records(test)[:limit]
@@ -39,12 +41,14 @@ def evaluate_baselines(
     seen = [place for place, record in enumerate(tested) if record.images]
     nearest = nearest_answers(trained, [tested[place] for place in seen])
     answers = [majority[place] if found is None else found for place, found in zip(seen, nearest, strict=True)]
+    computed = [name for name in metrics if is_computed(name)]
+    with_pictures = [tested[place] for place in seen]
     write_json(
         output,
         {
             "n": len(tested),
-            "majority": _scored(tested, majority, metrics),
-            "nearest_neighbour": _scored([tested[place] for place in seen], answers, metrics) if seen else None,
+            "majority": _scored(tested, majority, computed, chinese) if computed else None,
+            "nearest_neighbour": _scored(with_pictures, answers, computed, chinese) if computed and seen else None,
         },
     )
 
@@ -139,16 +143,25 @@ class _Thumbnails:
         return self._rows[image.sha256]
 
 
-def _scored(records: list[Record], answers: list[str], metrics: list[str]) -> dict[str, Any]:
+def _scored(records: list[Record], answers: list[str], metrics: list[str], chinese: str) -> dict[str, Any]:
     """n, metrics, their 95% intervals (records on one picture kept together) and categories."""
-    predictions = [
-        {"id": record.id, "category": record.category, "reference": answer(record), "prediction": given}
-        for record, given in zip(records, answers, strict=True)
-    ]
-    scored, found = score_predictions(predictions, metrics)
+    predictions = [_line(record, given) for record, given in zip(records, answers, strict=True)]
+    scored, found = score_predictions(predictions, metrics, chinese)
     groups = [record.images[0].path if record.images else record.id for record in records]
     scores = {name: np.array([line["scores"][name] for line in scored]) for name in metrics}
     return {**found, "ci95": {name: mean_interval(values, groups) for name, values in scores.items()}}
+
+
+def _line(record: Record, given: str) -> Prediction:
+    return {
+        "id": record.id,
+        "category": record.category,
+        "sizes": [[image.width, image.height] for image in record.images],
+        "question": question(record),
+        "reference": answer(record),
+        "references": [answer(record), *record.answers],
+        "prediction": given,
+    }
 
 
 def _most_frequent(answers: Counter[str]) -> str:

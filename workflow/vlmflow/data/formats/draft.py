@@ -28,6 +28,7 @@ class Draft(msgspec.Struct, omit_defaults=True):
     refs: list[str] = []
     boxes: list[Box] = []
     category: str | None = None
+    answers: list[str] = []
     repeat: float = 1.0
     repaired: list[str] = []
     file: int = 0
@@ -56,6 +57,11 @@ def identifier(value: Value) -> str | None:
     """The ``id`` of a record; numbers become text."""
     name = value.get("id")
     return None if name is None else str(name)
+
+
+def answers(value: Value) -> list[str]:
+    """The further right answers of a record."""
+    return value.get("answers") or []
 
 
 def names(value: Any) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmflow.data.formats.draft import ROLES, Draft, Format, Value, identifier, names
+from vlmflow.data.formats.draft import ROLES, Draft, Format, Value, answers, identifier, names
 from vlmflow.data.records import Turn
 
 
@@ -11,7 +11,7 @@ def _draft(value: Value) -> Draft:
     if value.get("system"):
         turns.insert(0, Turn("system", value["system"]))
     images, videos = names(value.get("image")), names(value.get("video"))
-    return Draft(identifier(value), turns, images, videos, category=value.get("category"))
+    return Draft(identifier(value), turns, images, videos, category=value.get("category"), answers=answers(value))
 
 
 def _turn_field(value: Value, index: int) -> str:

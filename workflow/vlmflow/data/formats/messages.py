@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmflow.data.formats.draft import IMAGE, ROLES, VIDEO, Draft, Format, UnusableError, Value, identifier
+from vlmflow.data.formats.draft import IMAGE, ROLES, VIDEO, Draft, Format, UnusableError, Value, answers, identifier
 from vlmflow.data.formats.objects import read_objects
 from vlmflow.data.records import Turn
 
@@ -24,6 +24,7 @@ def _draft(value: Value) -> Draft:
     draft.videos = _listed(value, "videos", parts[VIDEO])
     draft.refs, draft.boxes = read_objects(value.get("objects"))
     draft.category = value.get("category")
+    draft.answers = answers(value)
     return draft
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vlmflow.data.formats.draft import IMAGE, VIDEO, Draft, Format, UnusableError, Value, identifier, names
+from vlmflow.data.formats.draft import IMAGE, VIDEO, Draft, Format, UnusableError, Value, answers, identifier, names
 from vlmflow.data.formats.objects import read_objects
 from vlmflow.data.records import Turn
 
@@ -26,6 +26,7 @@ def _draft(value: Value) -> Draft:
     draft.images, draft.videos = draft.images or tagged["img"], draft.videos or tagged["video"]
     draft.refs, draft.boxes = read_objects(value.get("objects"))
     draft.category = value.get("category")
+    draft.answers = answers(value)
     return draft
 
 
