@@ -8,7 +8,7 @@ import pytest
 from vlmflow.errors import UserError
 from vlmflow.evaluation.compare import EvaluationRuns, compare, load_runs, outcome
 from vlmflow.evaluation.scores import score_predictions
-from vlmflow.evaluation.statistics import bootstrap_interval, mcnemar_test, wilson_interval
+from vlmflow.evaluation.statistics import difference_interval, mcnemar_test, wilson_interval
 
 ANSWERS = {"before": "nnnnnnyy", "pretrained": "nnnnyyyy", "after": "yyyyynyn", "blind": "nnnnnnnn"}  # y: right
 
@@ -51,10 +51,12 @@ def test_headline_of_independent_records(tmp_path: Path) -> None:
     assert found["headline"] == {
         "evaluation": "digits",
         "metric": "exact_match",
+        "better": "higher",
+        "unit": "%",
         "before": 2 / 8,
         "after": 6 / 8,
         "difference": 4 / 8,
-        "ci95": list(bootstrap_interval(difference)),
+        "ci95": list(difference_interval(difference)),
         "p_value": mcnemar_test(5, 1),
         "test": "McNemar's exact test",
         "n": 8,
@@ -66,7 +68,8 @@ def test_headline_of_independent_records(tmp_path: Path) -> None:
     (evaluation,) = found["evaluations"]
     assert evaluation["before_ci95"] == list(wilson_interval(2 / 8, 8))
     assert evaluation["after_ci95"] == list(wilson_interval(6 / 8, 8))
-    assert evaluation["records"] == {"worse": ["r7"], "improved": ["r0", "r1", "r2", "r3", "r4"], "still_wrong": ["r5"]}
+    assert evaluation["regressions"] == ["r7"]
+    assert evaluation["records"] == {"improved": ["r0", "r1", "r2", "r3", "r4"], "still_wrong": ["r5"]}
     assert {name: row["difference"] for name, row in evaluation["categories"].items()} == {"even": 3 / 4, "odd": 1 / 4}
     assert [row["metric"] for row in evaluation["metrics"]] == ["exact_match", "contains"]
 
@@ -114,7 +117,7 @@ def test_markdown_is_written_beside(tmp_path: Path) -> None:
     assert "**digits: exact match 25.0% -> 75.0% (+50.0 points, 95% CI " in text
     assert "| Fine-tuned, pictures shuffled | 0.0% |" in text
     assert "| even | 25.0% | 100.0% | +75.0 |" in text
-    assert "5 improved, 1 got worse, 2 unchanged." in text
+    assert "1 got worse (`r7`), 5 improved, 2 unchanged." in text
 
 
 def test_outcome() -> None:

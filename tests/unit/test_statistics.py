@@ -6,6 +6,7 @@ import pytest
 from vlmflow.evaluation import statistics
 from vlmflow.evaluation.statistics import (
     bootstrap_interval,
+    difference_interval,
     effective_size,
     mcnemar_test,
     mean_interval,
@@ -69,7 +70,8 @@ def test_bootstrap_agrees_with_drawing_records_one_by_one() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=40)
     means = values[rng.integers(0, 40, size=(200_000, 40))].mean(axis=1)
-    assert bootstrap_interval(values) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.015)
+    tail = 0.02026  # of 40 records: the normal distribution's share beyond sqrt(40 / 39) times Student's 2.0227
+    assert bootstrap_interval(values) == pytest.approx(np.quantile(means, [tail, 1 - tail]), abs=0.015)
     assert bootstrap_interval(values) == bootstrap_interval(values)
     assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
 
@@ -81,7 +83,8 @@ def test_bootstrap_keeps_groups_of_unequal_size_together() -> None:
     sums, sizes = np.bincount(groups, values), np.bincount(groups)
     drawn = rng.integers(0, 30, size=(200_000, 30))
     means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    assert bootstrap_interval(values, groups) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
+    tail = 0.01875  # of 30 groups: the normal distribution's share beyond sqrt(30 / 29) times Student's 2.0452
+    assert bootstrap_interval(values, groups) == pytest.approx(np.quantile(means, [tail, 1 - tail]), abs=0.01)
 
 
 def test_bootstrap_in_chunks_is_seeded_and_close(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,9 +124,30 @@ def test_difference_interval_covers_at_its_level() -> None:
     held = 0
     for _ in range(300):
         differences = rng.choice([-1.0, 0.0, 1.0], p=[0.1, 0.5, 0.4], size=150)
-        low, high = bootstrap_interval(differences)
+        low, high = difference_interval(differences)
         held += low <= 0.3 <= high
     assert 0.91 <= held / 300 <= 0.99
+
+
+def test_few_and_equal_answers_do_not_give_an_interval_of_no_width() -> None:
+    low, high = difference_interval(np.zeros(20))
+    assert (low, high) == pytest.approx((-0.136, 0.136), abs=0.001)
+    assert difference_interval(np.ones(5))[0] < 0 < difference_interval(np.ones(8))[0]  # as McNemar's test: 2 / 2**5
+    assert difference_interval(np.ones(8))[1] == 1
+    assert difference_interval(np.ones(6), ["a", "a", "a", "b", "b", "b"])[0] < 0
+
+
+def test_one_picture_tells_nothing_of_the_spread() -> None:
+    assert difference_interval(np.array([0.25, 0.35]), ["a", "a"]) == (-1, 1)
+    assert difference_interval(np.array([1.7])) == (-1, 1.7)
+    assert mean_interval(np.array([1.0, 1.0]), ["a", "a"]) == (0, 1)
+    assert mean_interval(np.array([3.2])) == (0, 3.2)
+
+
+def test_few_pictures_widen_the_interval_of_a_score() -> None:
+    scores, pictures = np.array([1.0, 1.0, 0.0, 0.0] * 3), list("aabbccddeeff")
+    low, high = wilson_interval(0.5, effective_size(scores, pictures))
+    assert mean_interval(scores, pictures)[0] < low < high < mean_interval(scores, pictures)[1]
 
 
 def test_paired_test_names_what_it_did() -> None:

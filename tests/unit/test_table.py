@@ -83,6 +83,24 @@ def test_variants_are_sorted_and_told_in_full(tmp_path: Path) -> None:
     assert "Best of 3: high\n  choose: exact match 90.0%\n" in best_variant(output)
 
 
+def test_the_best_variant_follows_the_direction_of_the_metric(tmp_path: Path) -> None:
+    for name, after in (("many", 0.5), ("few", 0.1), ("some", 0.25)):
+        finish(tmp_path, name, after)
+        file = tmp_path / "report" / name / "comparison.json"
+        comparison = json.loads(file.read_text())
+        comparison["headline"]["metric"] = comparison["evaluations"][0]["metrics"][0]["metric"] = "cer"
+        comparison["evaluations"][0]["metrics"][1].update(metric="cider", after=1.25)
+        write_json(file, comparison)
+    output = tmp_path / "table.tsv"
+    tabulate_sweep(table(tmp_path, "many", "few", "some"), tmp_path, output)
+    assert [row["experiment"] for row in read(output)] == ["few", "some", "many"]
+    assert "Best of 3: few\n  choose: character error rate 10.0%\n" in best_variant(output)
+    head, _, first, *_ = output.with_suffix(".md").read_text().splitlines()[2:]
+    cells = dict(zip(*(re.split(r" +\| +", line.strip("| ")) for line in (head, first)), strict=True))
+    assert cells["choose: character error rate (lower is better)"] == "10.0%"
+    assert cells["choose: CIDEr"] == "125.0"
+
+
 def test_readers_get_words(tmp_path: Path) -> None:
     finish(tmp_path, "high", 0.9)
     output = tmp_path / "table.tsv"

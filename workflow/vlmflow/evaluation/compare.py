@@ -2,82 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmflow.errors import UserError
+from vlmflow.evaluation.metrics import NAMES, lower_is_better, unit
+from vlmflow.evaluation.runs import EvaluationRuns, Run, evaluation_runs, load_files, load_runs
 from vlmflow.evaluation.scores import Prediction
-from vlmflow.evaluation.statistics import Array, bootstrap_interval, mean_interval, paired_test
-from vlmflow.evaluation.summary import markdown
+from vlmflow.evaluation.statistics import difference_interval, holm_adjusted, mean_interval, paired_test
+from vlmflow.evaluation.summary import gain, markdown
+from vlmflow.evaluation.tidy import tidy_csv
 from vlmflow.files import read_json, write_json, write_text
 
-_RERUN = "delete {} and run snakemake again"
-_HEADLINE = ("evaluation", "metric", "before", "after", "difference", "ci95", "p_value", "test", "n", "pictures",
-             "wins", "losses", "ties")  # fmt: skip
-_NAMED = 5  # ids that an error message names
+__all__ = ["EvaluationRuns", "Run", "compare", "compare_checkpoints", "compare_files", "evaluation_runs", "load_runs",
+           "measure", "outcome"]  # fmt: skip
 
+_HEADLINE = ("evaluation", "metric", "better", "unit", "before", "after", "difference", "ci95", "p_value", "test", "n",
+             "pictures", "wins", "losses", "ties")  # fmt: skip
 
-@dataclass
-class EvaluationRuns:
-    """The runs of one evaluation: directories that hold predictions.jsonl and scores.json.
-
-    ``others`` maps a label (``pretrained``, ``blind``, ...) to a directory; ``baselines`` is the file that
-    :func:`vlmflow.evaluation.baselines.evaluate_baselines` writes.
-    """
-
-    name: str
-    before: Path
-    after: Path
-    others: dict[str, Path] = field(default_factory=dict)
-    baselines: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Accept plain strings, as they come from a command line."""
-        self.before, self.after = Path(self.before), Path(self.after)
-        self.others = {label: Path(path) for label, path in self.others.items()}
-        self.baselines = Path(self.baselines) if self.baselines else None
-
-    def directories(self) -> dict[str, Path]:
-        """Label -> directory, in the order of training; blind runs last."""
-        blind = {label: path for label, path in self.others.items() if label.startswith("blind")}
-        between = {label: path for label, path in self.others.items() if label not in blind}
-        return {"before": self.before, **between, "after": self.after, **blind}
-
-
-@dataclass(frozen=True)
-class Run:
-    """The scored predictions of one checkpoint on one evaluation, by record id."""
-
-    file: Path
-    checkpoint: str
-    metrics: list[str]
-    predictions: dict[str, Prediction]
-
-    def scores(self, metric: str, ids: Iterable[str]) -> Array:
-        return np.array([self.predictions[name]["scores"][metric] for name in ids], dtype=np.float64)
-
-
-def compare(experiment: dict[str, Any], evaluations: list[EvaluationRuns], output: Path) -> None:
-    """Write ``output`` (comparison.json) and, beside it, comparison.md with the tables to paste.
-
-    ``experiment`` is copied into the file; the first evaluation and its first metric are the headline. Raises
-    :class:`UserError` when the runs of an evaluation do not hold the same records.
-    """
-    if not evaluations:
-        raise UserError("no evaluation to compare", "name one in the experiment", field="evaluations")
-    compared = [_compare_runs(runs) for runs in evaluations]
-    comparison = {
-        "experiment": experiment,
-        "headline": {key: compared[0][key] for key in _HEADLINE},
-        "evaluations": compared,
-    }
-    write_json(output, comparison)
-    write_text(output.with_suffix(".md"), markdown(comparison))
+Found = dict[str, Any]
 
 
 def compare_checkpoints(experiment: dict[str, Any], evaluations: dict[str, Any], output: Path) -> None:
@@ -85,106 +30,44 @@ def compare_checkpoints(experiment: dict[str, Any], evaluations: dict[str, Any],
     compare(experiment, evaluation_runs(evaluations), output)
 
 
-def evaluation_runs(evaluations: dict[str, Any]) -> list[EvaluationRuns]:
-    """From a name -> {before, after, others, baselines} mapping of paths."""
-    return [EvaluationRuns(name=name, **runs) for name, runs in evaluations.items()]
+def compare(experiment: dict[str, Any], evaluations: list[EvaluationRuns], output: Path) -> None:
+    """Write ``output`` (comparison.json) and, beside it, comparison.md (to paste) and comparison.csv (to compute with).
+
+    ``experiment`` is copied into the file; the first evaluation and its first metric are the headline. Raises
+    :class:`UserError` when the runs of an evaluation do not hold the same records.
+    """
+    if not evaluations:
+        raise UserError("no evaluation to compare", "name one in the experiment", field="evaluations")
+    _write(experiment, [_compare_evaluation(runs) for runs in evaluations], output)
 
 
-def load_runs(runs: EvaluationRuns) -> dict[str, Run]:
-    """Every run of an evaluation by label, checked to be about the same records; ``before`` comes first."""
-    loaded = {label: _load_run(runs.name, directory) for label, directory in runs.directories().items()}
-    for run in loaded.values():
-        _check_same_records(loaded["before"], run)
-    return loaded
+def compare_files(before: Path, after: Path, output: Path, metrics: list[str] | None = None) -> None:
+    """The same of two loose predictions.jsonl, paired by id; the systems are called by the names of the files.
+
+    Scores that the lines have are taken, other ``metrics`` computed; without ``metrics``, all that both files have, or
+    exact_match. A metric that is not of this project counts as higher is better.
+    """
+    first, second = load_files(before, after, metrics)
+    labelled = {str(before): first, str(after): second}
+    found = _compare_systems("predictions", first, second, labelled)
+    _write({"name": after.stem, "title": f"{before} -> {after}"}, [found], output)
 
 
-def outcome(before: float, after: float) -> str:
-    """``worse``, ``improved``, or for equal scores ``right`` (both perfect) or ``still_wrong``."""
+def outcome(before: float, after: float, better: str = "higher") -> str:
+    """``worse``, ``improved``, or for equal scores ``right`` (both perfect) or ``still_wrong``.
+
+    ``better``: ``higher`` (1 is perfect) or ``lower`` (0 is).
+    """
     if after != before:
-        return "worse" if after < before else "improved"
-    return "right" if after >= 1 else "still_wrong"
+        return "improved" if (after > before) == (better == "higher") else "worse"
+    return "right" if (after >= 1 if better == "higher" else after <= 0) else "still_wrong"
 
 
-def _load_run(evaluation: str, directory: Path) -> Run:
-    scores, file = read_json(directory / "scores.json"), directory / "predictions.jsonl"
-    again = _RERUN.format(directory)
-    for key, expected in (("evaluation", evaluation), ("checkpoint", directory.name)):
-        if scores.get(key, expected) != expected:
-            raise UserError(
-                f"{key} is '{scores.get(key)}', expected '{expected}'", again, file=directory / "scores.json"
-            )
-    predictions: dict[str, Prediction] = {}
-    for number, line in enumerate(_lines(file), 1):
-        try:
-            prediction = json.loads(line)
-            name = prediction["id"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"line {number} is not a prediction: {error}", again, file=file) from None
-        if name in predictions:
-            raise UserError("the record is there twice", again, file=file, record=name)
-        predictions[name] = prediction
-    if len(predictions) != scores["n"]:
-        raise UserError(f"{len(predictions)} records, but scores.json counts {scores['n']}", again, file=file)
-    return Run(file, scores["checkpoint"], list(scores["metrics"]), predictions)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except FileNotFoundError:
-        raise UserError("no such file", _RERUN.format(file.parent), file=file) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8: {error}", _RERUN.format(file.parent), file=file) from None
-
-
-def _check_same_records(first: Run, other: Run) -> None:
-    """Ids, questions and references of two runs must agree; the pictures of a blind run need not."""
-    missing = [name for name in first.predictions if name not in other.predictions]
-    extra = [name for name in other.predictions if name not in first.predictions]
-    again = _RERUN.format(f"{first.file.parent} and {other.file.parent}")
-    if missing or extra:
-        parts = [f"{len(missing)} records are missing ({_names(missing)})"] if missing else []
-        parts += [f"{len(extra)} are not in it ({_names(extra)})"] if extra else []
-        raise UserError(f"compared with {first.file}: {', '.join(parts)}", again, file=other.file)
-    for name, prediction in first.predictions.items():
-        for key in ("question", "reference"):
-            if prediction.get(key) != other.predictions[name].get(key):
-                raise UserError(f"{key} differs from {first.file}", again, file=other.file, record=name, field=key)
-    if other.metrics != first.metrics:
-        raise UserError(f"metrics {other.metrics} instead of {first.metrics}", again, file=other.file)
-
-
-def _names(ids: Iterable[str]) -> str:
-    found = list(ids)
-    return ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
-
-
-def _compare_runs(runs: EvaluationRuns) -> dict[str, Any]:
-    loaded = load_runs(runs)
-    before, after = loaded["before"], loaded["after"]
-    metric, ids = after.metrics[0], list(before.predictions)
-    pictures = {name: picture_of(prediction) for name, prediction in before.predictions.items()}
-    categories: dict[str, list[str]] = {}
-    for name, prediction in before.predictions.items():
-        if prediction.get("category") is not None:
-            categories.setdefault(prediction["category"], []).append(name)
-    records: dict[str, list[str]] = {"worse": [], "improved": [], "still_wrong": []}
-    for name, *pair in zip(ids, before.scores(metric, ids), after.scores(metric, ids), strict=True):
-        records.setdefault(outcome(*pair), []).append(name)
-    records.pop("right", None)
-    return {
-        "evaluation": runs.name,
-        **_paired(before, after, metric, ids, pictures),
-        "metrics": [_paired(before, after, name, ids, pictures) for name in after.metrics],
-        "categories": {
-            category: _paired(before, after, metric, members, pictures) for category, members in categories.items()
-        },
-        "systems": [
-            *(_system(label, run, after, categories, pictures) for label, run in loaded.items()),
-            *_baselines(runs.baselines, metric, len(ids)),
-        ],
-        "records": records,
-    }
+def measure(metric: str) -> dict[str, str]:
+    """``better`` (``higher`` or ``lower``) and ``unit`` of a metric; those of other tools are taken for scores."""
+    if metric not in NAMES:
+        return {"better": "higher", "unit": ""}
+    return {"better": "lower" if lower_is_better(metric) else "higher", "unit": unit(metric)}
 
 
 def picture_of(prediction: Prediction) -> str:
@@ -192,32 +75,94 @@ def picture_of(prediction: Prediction) -> str:
     return prediction["images"][0] if prediction.get("images") else f"record {prediction['id']}"
 
 
-def _paired(before: Run, after: Run, metric: str, ids: list[str], pictures: dict[str, str]) -> dict[str, Any]:
-    """Difference after - before of one metric over ``ids``, in units of the metric."""
+def _write(experiment: dict[str, Any], compared: list[Found], output: Path) -> None:
+    headline = {key: compared[0][key] for key in _HEADLINE}
+    comparison = {"experiment": experiment, "headline": headline, "evaluations": compared}
+    write_json(output, comparison)
+    write_text(output.with_suffix(".md"), markdown(comparison))
+    write_text(output.with_suffix(".csv"), tidy_csv(comparison))
+
+
+def _compare_evaluation(runs: EvaluationRuns) -> Found:
+    loaded = load_runs(runs)
+    found = _compare_systems(runs.name, loaded["before"], loaded["after"], loaded)
+    found["systems"] += _baselines(runs.baselines, found["metric"], found["n"])
+    return {**found, "general": runs.general, "parity": read_json(runs.parity) if runs.parity else None}
+
+
+def _compare_systems(evaluation: str, before: Run, after: Run, systems: dict[str, Run]) -> Found:
+    """Everything about one evaluation; its first metric is the headline, and the one of categories and records."""
+    metric, pictures = after.metrics[0], {name: picture_of(line) for name, line in before.predictions.items()}
+    ids = list(pictures)
+    members: dict[str, list[str]] = {}
+    for name, prediction in before.predictions.items():
+        if prediction.get("category") is not None:
+            members.setdefault(prediction["category"], []).append(name)
+    metrics = [_paired(before, after, name, ids, pictures) for name in after.metrics]
+    categories = {name: _paired(before, after, metric, inside, pictures) for name, inside in members.items()}
+    headline = dict(metrics[0])
+    _adjust(metrics)
+    _adjust(list(categories.values()))
+    return {
+        "evaluation": evaluation,
+        "general": False,
+        "parity": None,
+        **headline,
+        **_records(before, after, headline, ids),
+        "worse_categories": sorted(
+            (name for name, found in categories.items() if gain(found) < 0), key=lambda name: gain(categories[name])
+        ),
+        "metrics": metrics,
+        "categories": categories,
+        "systems": [_system(label, run, after, members, pictures) for label, run in systems.items()],
+    }
+
+
+def _paired(before: Run, after: Run, metric: str, ids: list[str], pictures: dict[str, str]) -> Found:
+    """Difference after - before of one metric over ``ids``; wins and losses follow the direction of the metric."""
     first, second = before.scores(metric, ids), after.scores(metric, ids)
     difference, groups = second - first, [pictures[name] for name in ids]
     p_value, test = paired_test(difference, groups)
+    measured = measure(metric)
+    gains = difference if measured["better"] == "higher" else -difference
     return {
         "metric": metric,
+        **measured,
         "before": float(first.mean()),
         "after": float(second.mean()),
         "difference": float(difference.mean()),
-        "ci95": bootstrap_interval(difference, groups),
+        "ci95": difference_interval(difference, groups),
         "p_value": p_value,
         "test": test,
         "n": len(ids),
         "pictures": len(set(groups)),
-        "wins": int((difference > 0).sum()),
-        "losses": int((difference < 0).sum()),
-        "ties": int((difference == 0).sum()),
+        "wins": int((gains > 0).sum()),
+        "losses": int((gains < 0).sum()),
+        "ties": int((gains == 0).sum()),
         "before_ci95": mean_interval(first, groups),
         "after_ci95": mean_interval(second, groups),
     }
 
 
-def _system(
-    label: str, run: Run, after: Run, categories: dict[str, list[str]], pictures: dict[str, str]
-) -> dict[str, Any]:
+def _adjust(family: list[Found]) -> None:
+    """Give each its ``p_holm``: the p-value adjusted for the number of tests in the family."""
+    for found, adjusted in zip(family, holm_adjusted([found["p_value"] for found in family]), strict=True):
+        found["p_holm"] = adjusted
+
+
+def _records(before: Run, after: Run, headline: Found, ids: list[str]) -> Found:
+    """``regressions``, the records that got worse, largest loss first; ``records``: the others by outcome."""
+    metric, better = headline["metric"], headline["better"]
+    pairs = dict(zip(ids, zip(before.scores(metric, ids), after.scores(metric, ids), strict=True), strict=True))
+    found: dict[str, list[str]] = {"worse": [], "improved": [], "still_wrong": [], "right": []}
+    for name, pair in pairs.items():
+        found[outcome(*pair, better)].append(name)
+    worst = sorted(found.pop("worse"), key=lambda name: -abs(np.subtract(*pairs[name])))
+    found.pop("right")
+    return {"regressions": worst, "records": found}
+
+
+def _system(label: str, run: Run, after: Run, members: dict[str, list[str]], pictures: dict[str, str]) -> Found:
     """One row of the table of systems; ``after_minus_this`` is the paired difference to the final checkpoint."""
     metric, ids = after.metrics[0], list(pictures)
     scores = run.scores(metric, ids)
@@ -227,13 +172,14 @@ def _system(
         "n": len(ids),
         "value": float(scores.mean()),
         "ci95": mean_interval(scores, [pictures[name] for name in ids]),
-        "categories": {name: float(run.scores(metric, members).mean()) for name, members in categories.items()},
+        "metrics": {name: float(run.scores(name, ids).mean()) for name in run.metrics},
+        "categories": {name: float(run.scores(metric, inside).mean()) for name, inside in members.items()},
         "after_minus_this": None if run is after else _paired(run, after, metric, ids, pictures),
     }
 
 
-def _baselines(file: Path | None, metric: str, n: int) -> list[dict[str, Any]]:
-    """The rows of the baselines; one that does not apply (no pictures) is left out."""
+def _baselines(file: Path | None, metric: str, n: int) -> list[Found]:
+    """The rows of the baselines; one that does not apply (no pictures, a metric it has no score of) is left out."""
     found: dict[str, Any] = read_json(file) if file else {"n": n}
     if found["n"] != n:
         raise UserError(f"{found['n']} records, but {n} were evaluated", "delete it and run snakemake again", file=file)
@@ -244,9 +190,10 @@ def _baselines(file: Path | None, metric: str, n: int) -> list[dict[str, Any]]:
             "n": row["n"],
             "value": row["metrics"][metric],
             "ci95": row["ci95"][metric],
+            "metrics": row["metrics"],
             "categories": {name: values[metric] for name, values in row["categories"].items()},
             "after_minus_this": None,
         }
         for label, row in found.items()
-        if label != "n" and row
+        if label != "n" and row and metric in row["metrics"]
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from vlmflow.evaluation.summary import percent, plain, sentence
+from vlmflow.evaluation.summary import plain, score, sentence
 from vlmflow.files import read_json
 
 
@@ -21,7 +21,7 @@ def best_variant(table: Path) -> str:
     with table.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     best = rows[0]
-    measured = f"{best['evaluation']}: {plain(best['metric'])} {percent(float(best['after']))}"
+    measured = f"{best['evaluation']}: {plain(best['metric'])} {score(float(best['after']), best)}"
     return f"\nBest of {len(rows)}: {best['experiment']}\n  {measured}\n  table: {table.with_suffix('.html')}\n"
 
 

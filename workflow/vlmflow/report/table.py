@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from vlmflow.evaluation.summary import percent, points, points_between
+from vlmflow.evaluation.compare import measure
+from vlmflow.evaluation.summary import plain, points, points_between, score
 from vlmflow.files import read_json, sha256_json, write_text
 from vlmflow.report import figures
 from vlmflow.report.made import made_as_told
@@ -70,8 +71,9 @@ def _named(heading: str, experiments: list[str]) -> str:
 
 
 def _sorted(rows: Any) -> list[Row]:
-    """Best first, among those that were measured alike."""
-    return sorted(rows, key=lambda row: (row["evaluation"], row["metric"], -row["after"]))
+    """Best first, by the direction of the metric, among those that were measured alike."""
+    sign = {"higher": -1, "lower": 1}
+    return sorted(rows, key=lambda row: (row["evaluation"], row["metric"], sign[row["better"]] * row["after"]))
 
 
 def _files(cells: list[Any], results: Path) -> list[Path]:
@@ -95,7 +97,9 @@ def _row(keys: list[str], cells: list[Any], results: Path, output: Path) -> Row:
     return {
         "experiment": experiment,
         **dict(zip(keys, values, strict=True)),
-        **{key: headline[key] for key in ("evaluation", "metric", "before", "after", "difference")},
+        **{key: headline[key] for key in ("evaluation", "metric")},
+        **measure(headline["metric"]),
+        **{key: headline[key] for key in ("before", "after", "difference")},
         "ci95_low": headline["ci95"][0],
         "ci95_high": headline["ci95"][1],
         **{key: headline[key] for key in ("p_value", "n", "pictures")},
@@ -149,28 +153,43 @@ def _exact(value: Any) -> Any:
 def _columns(keys: list[str], rows: list[Row]) -> list[Column]:
     """What readers are shown; memory and headlines only where they tell something."""
     several = len({(row["evaluation"], row["metric"]) for row in rows}) > 1
-    metric = "after" if several or not rows else f"{rows[0]['evaluation']}: {rows[0]['metric']}".replace("_", " ")
+    metric = "after" if several or not rows else f"{rows[0]['evaluation']}: {_metric_words(rows[0]['metric'])}"
     known = dict.fromkeys(name for row in rows for name in row)
     places = list(known)
     others = places[places.index("pictures") + 1 : places.index("final_loss")] if rows else []
     gpu = any(row["peak_gpu_memory_mb"] for row in rows)
     return [
         *(_plain(key.removeprefix("finetune."), key) for key in keys),
-        *([_plain("evaluation", "evaluation"), _plain("metric", "metric")] if several else []),
-        _shown("before", "before", percent),
-        _shown(metric, "after", percent),
+        *([_plain("evaluation", "evaluation"), _shown("metric", "metric", _metric_words)] if several else []),
+        _scored("before", "before"),
+        _scored(metric, "after"),
         Column(
             "points (95% CI)",
             lambda row: f"{points(row['difference'])} ({points_between((row['ci95_low'], row['ci95_high']))})",
             lambda row: row["difference"],
         ),
         _shown("n", "n", "{:,}".format),
-        *(_shown(name.replace("_", " "), name, percent) for name in others),
+        *(_other(name) for name in others),
         _shown("final loss", "final_loss", "{:.3f}".format),
         _shown("training", "train_seconds", _duration),
         _shown("memory", "peak_gpu_memory_mb" if gpu else "peak_memory_mb", lambda mb: f"{mb / 1000:.1f} GB"),
         _plain("adapter", "adapter"),
     ]
+
+
+def _scored(heading: str, name: str) -> Column:
+    """A score of the headline's metric."""
+    return Column(heading, lambda row: score(row[name], row), lambda row: row[name])
+
+
+def _other(name: str) -> Column:
+    """A score of an evaluation's metric that is not the headline."""
+    evaluation, metric = name.rsplit(" ", 1)
+    return _shown(f"{evaluation}: {_metric_words(metric)}", name, lambda value: score(value, measure(metric)))
+
+
+def _metric_words(metric: str) -> str:
+    return plain(metric) + (" (lower is better)" if measure(metric)["better"] == "lower" else "")
 
 
 def _plain(heading: str, name: str) -> Column:
