@@ -95,7 +95,7 @@ class Elements(html.parser.HTMLParser):
 def test_hostile_text_stays_text(page: str) -> None:
     elements = Elements(page)
     scripts = [attributes.get("type") for tag, attributes in elements.tags if tag == "script"]
-    assert scripts == ["application/json", "application/json", None]
+    assert scripts == ["application/json", "application/json", None]  # the page answers once it has the first pictures
     assert "img" not in [tag for tag, _ in elements.tags]
     assert not [name for _, attributes in elements.tags for name in attributes if name.startswith("on")]
     samples = json.loads(elements.scripts[0])
@@ -130,10 +130,17 @@ def test_pictures_are_embedded_once_and_small(page: str) -> None:
     assert [sample["outcome"] for sample in samples] == ["worse", "improved", "improved", "improved", "improved"]
     assert {sample["id"]: sample["pictures"] for sample in samples}["r3"] == samples[0]["pictures"]
     by_type = sorted([small, large])
-    assert by_type[0][0].startswith("data:image/jpeg;base64,")
-    assert by_type[0][1:] == [320, 213]
-    assert by_type[1][0].startswith("data:image/png;base64,")
-    assert by_type[1][1:] == [8, 8]
+    assert by_type[0][0].startswith("data:image/png;base64,")
+    assert by_type[0][1:] == [8, 8]
+    assert by_type[1][0].startswith("data:image/webp;base64,")
+    assert by_type[1][1:] == [640, 427]
+
+
+def test_many_pictures_are_smaller() -> None:
+    sides = [gallery.picture_side(count) for count in (0, 1, 300, 1_000, 5_000, 100_000)]
+    assert sides == sorted(sides, reverse=True)
+    assert (sides[0], sides[-1]) == (640, 96)
+    assert 150 <= gallery.picture_side(5_000) <= 200
 
 
 def test_embedded_json_cannot_end_its_element() -> None:
@@ -171,6 +178,81 @@ def test_long_and_broken_text() -> None:
     cut = gallery.shown_text("x" * 20_000)
     assert cut.startswith("x" * 4_000 + " [... 16,000 more characters")
     assert len(cut) < 4_100
+
+
+def sample_of(before: str, after: str, scores: tuple[float, float] = (0.0, 1.0), **line: Any) -> dict[str, Any]:
+    """The one sample of a record with these answers."""
+    metric = line.pop("metric", "exact_match")
+    made = [
+        {**prediction("r", answer, "x.png"), "sizes": [[640, 400]], **line, "scores": {metric: score}}
+        for answer, score in zip((before, after), scores, strict=True)
+    ]
+    pair = tuple(Run(Path("x"), "model-x", [metric], {"r": one}) for one in made)
+    (sample,), _ = gallery.samples({"digits": pair})
+    return sample
+
+
+def test_boxes_are_read_as_the_metrics_read_them() -> None:
+    reference = "<ref>it</ref><box>[[250, 250, 500, 750]]</box>"
+    sample = sample_of("[160, 100, 320, 300]", "[0.25, -0.1, 0.5, 0.75] and [5, 5, 1, 1]", reference=reference)
+    assert sample["boxes"] == {
+        "reference": [[250, 250, 500, 750]],
+        "before": [[250, 250, 500, 750]],
+        "after": [[250, 0, 500, 750]],
+    }
+    assert "boxes" not in sample_of("[1, 2", "no box", reference="none")
+    two = sample_of("", "[[1, 2, 3, 4]]", images=["x.png", "y.png"], sizes=[[9, 9], [9, 9]])
+    assert "boxes" not in two
+
+
+def test_further_answers_and_cut_off_answers_are_told() -> None:
+    sample = sample_of("a", "b", references=["y", "yes"], finish="length")
+    assert (sample["also"], sample["cut"]) == (["yes"], ["before", "after"])
+    assert {"also", "cut"}.isdisjoint(sample_of("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "outcome", "marks"),
+    [
+        ("exact_match", (0.0, 1.0), "improved", [("wrong", "0.0%"), ("right", "100.0%")]),
+        ("wer", (0.0, 0.5), "worse", [("right", "0.0%"), ("partial", "50.0%")]),
+        ("wer", (1.4, 1.4), "still_wrong", [("wrong", "140.0%"), ("wrong", "140.0%")]),
+        ("cider", (0.0, 1.2), "improved", [("wrong", "0.0"), ("partial", "120.0")]),
+        ("of another tool", (0.2, 0.1), "worse", [("partial", "20.0"), ("partial", "10.0")]),
+    ],
+)
+def test_direction_and_unit_of_a_metric(
+    metric: str, scores: tuple[float, float], outcome: str, marks: list[tuple[str, str]]
+) -> None:
+    sample = sample_of("a", "b", scores, metric=metric)
+    assert sample["outcome"] == outcome
+    assert [sample["scores"][end] for end in ("before", "after")] == marks
+
+
+def test_what_changed_most_comes_first() -> None:
+    runs = [
+        Run(Path("x"), "model-x", ["anls"], {
+            f"r{i}": {**prediction(f"r{i}", "a", "x.png"), "scores": {"anls": score}} for i, score in enumerate(scores)
+        })
+        for scores in ((0.5, 0.9, 0.1, 0.2), (0.4, 0.1, 0.3, 0.9))
+    ]  # fmt: skip
+    shown, _ = gallery.samples({"digits": (runs[0], runs[1])})
+    assert [sample["id"] for sample in shown] == ["r1", "r0", "r3", "r2"]
+
+
+def test_many_long_texts_are_cut_shorter() -> None:
+    lines = {f"r{i}": {**prediction(f"r{i}", "x" * 20_000, "x.png"), "scores": {"anls": 0.5}} for i in range(3_000)}
+    run = Run(Path("x"), "model-x", ["anls"], lines)
+    shown, _ = gallery.samples({"digits": (run, run)})
+    texts = sum(len(sample[kind]) for sample in shown for kind in ("question", "reference", "before", "after"))
+    assert texts < 9_000_000
+    assert shown[0]["after"].endswith("more characters in the file]")
+
+
+def test_a_scale_holds_what_exceeds_one_hundred() -> None:
+    assert [figures.top_of(values) for values in ([0.2], [1.0], [1.3], [7.5])] == [1, 1, 2, 8]
+    assert 'cx="75.0%"' in figures.interval_bar(1.5, (1.0, 1.8), "after", top=2.0)
+    assert ">200</text>" in figures.scale(2.0)
 
 
 def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,30 +38,37 @@ class Axis:
         return round(self.start + share * (self.end - self.start), 2)
 
 
-def interval_bar(value: float, interval: Sequence[float], kind: str) -> Markup:
-    """A dot at a score of 0 to 1 on its 95% interval; ``kind`` is a style sheet class."""
-    return _strip(_grid(), _whisker(interval, kind), _dot(value, kind))
+def interval_bar(value: float, interval: Sequence[float], kind: str, top: float = 1.0) -> Markup:
+    """A dot at a score on its 95% interval, on a scale from 0 to ``top``; ``kind`` is a style sheet class."""
+    return _strip(_grid(), _whisker(interval, kind, top), _dot(value, kind, top))
 
 
-def before_and_after(before: dict[str, Any], after: dict[str, Any], marks: Sequence[float] = ()) -> Markup:
+def before_and_after(
+    before: dict[str, Any], after: dict[str, Any], marks: Sequence[float] = (), top: float = 1.0
+) -> Markup:
     """Before and after (``value``, ``ci95``) of one category one above the other; ``marks`` are baselines to pass."""
     ticks = Markup("").join(
-        Markup('<line class="mark" x1="{0}%" x2="{0}%" y1="3" y2="21"/>').format(_share(mark)) for mark in marks
+        Markup('<line class="mark" x1="{0}%" x2="{0}%" y1="3" y2="21"/>').format(_share(mark, top)) for mark in marks
     )
     lanes = Markup("").join(
-        _whisker(end["ci95"], kind, lane) + _dot(end["value"], kind, lane)
+        _whisker(end["ci95"], kind, top, lane) + _dot(end["value"], kind, top, lane)
         for end, kind, lane in ((before, "before", 7), (after, "after", 17))
     )
     return _strip(_grid(), ticks, lanes)
 
 
-def scale() -> Markup:
-    """The labels of the scale that :func:`interval_bar` and :func:`before_and_after` share."""
+def scale(top: float = 1.0) -> Markup:
+    """The labels, times 100, of the scale that :func:`interval_bar` and :func:`before_and_after` share."""
     labels = ((0, "start"), (25, "middle"), (50, "middle"), (75, "middle"), (100, "end"))
-    texts = (Markup('<text x="{0}%" y="12" text-anchor="{1}">{0}</text>').format(*label) for label in labels)
+    text = Markup('<text x="{}%" y="12" text-anchor="{}">{:g}</text>')
     return Markup('<svg class="scale" width="100%" height="16" aria-hidden="true">{}</svg>').format(
-        Markup("").join(texts)
+        Markup("").join(text.format(place, anchor, place * top) for place, anchor in labels)
     )
+
+
+def top_of(values: Iterable[float]) -> float:
+    """The upper end of a scale for scores: 1, or the next of 2, 4, 8 and so on if a value exceeds it."""
+    return float(2 ** math.ceil(math.log2(max(1.0, *values))))
 
 
 def loss_figure(name: str, log: list[dict[str, Any]]) -> dict[str, Any]:
@@ -217,8 +224,8 @@ def _resolved(styles: str) -> str:
     return f"{filled(light)}@media (prefers-color-scheme: dark) {{\n{filled(light | dark)}}}\n"
 
 
-def _share(value: float) -> float:
-    return round(100 * min(1.0, max(0.0, value)), 2)
+def _share(value: float, top: float) -> float:
+    return round(100 * min(1.0, max(0.0, value / top)), 2)
 
 
 def _strip(*parts: Markup) -> Markup:
@@ -234,11 +241,10 @@ def _grid() -> Markup:
     return Markup("").join(lines)
 
 
-def _whisker(interval: Sequence[float], kind: str, height: int = 12) -> Markup:
-    return Markup('<line class="whisker {0}" x1="{1}%" x2="{2}%" y1="{3}" y2="{3}"/>').format(
-        kind, *map(_share, interval), height
-    )
+def _whisker(interval: Sequence[float], kind: str, top: float, height: int = 12) -> Markup:
+    low, high = (_share(end, top) for end in interval)
+    return Markup('<line class="whisker {0}" x1="{1}%" x2="{2}%" y1="{3}" y2="{3}"/>').format(kind, low, high, height)
 
 
-def _dot(value: float, kind: str, height: int = 12) -> Markup:
-    return Markup('<circle class="{}" cx="{}%" cy="{}" r="4.5"/>').format(kind, _share(value), height)
+def _dot(value: float, kind: str, top: float, height: int = 12) -> Markup:
+    return Markup('<circle class="{}" cx="{}%" cy="{}" r="4.5"/>').format(kind, _share(value, top), height)

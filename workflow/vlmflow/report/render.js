@@ -1,131 +1,145 @@
-"use strict";
-// Texts come from data and models: they are only ever set as textContent.
-const PAGE = 24; // cards that are added at a time
-const OUTCOMES = { worse: "Got worse", still_wrong: "Still wrong", improved: "Improved", right: "Right both times" };
-const byId = (id) => document.getElementById(id);
+// Filters of the gallery. A filter is a link: index.html#show=worse&q=seven
+const PAGE = 24; // cards at first; each further step doubles what is there
 const samples = JSON.parse(byId("samples").textContent);
 const severalEvaluations = new Set(samples.map((sample) => sample.evaluation)).size > 1;
 const group = (sample) => [severalEvaluations && sample.evaluation, sample.category].filter(Boolean).join(": ");
+const place = (sample) => `${sample.evaluation}/${sample.id}`;
 const haystacks = samples.map((sample) =>
-  [sample.id, sample.category, sample.question, sample.reference, sample.before, sample.after].join("\n").toLowerCase());
-const blocks = [];
+  [sample.id, sample.category, sample.question, sample.reference, ...(sample.also ?? []), sample.before, sample.after]
+    .join("\n").toLowerCase());
+const buttons = [...document.querySelectorAll("[data-show]")];
 let found = [];
 let shown = 0;
+let only = ""; // the one sample that a link names
 
-// Pictures lie in blocks of JSON that are parsed when one of them is needed.
-function picture(number) {
-  const size = Number(byId("cards").dataset.block);
-  const block = Math.floor(number / size);
-  blocks[block] ??= JSON.parse(byId(`pictures-${block}`).textContent);
-  return blocks[block][number % size];
-}
-
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function answer(text, score) {
-  const kind = score === 1 ? "right" : score === 0 ? "wrong" : "partial";
-  const made = element("dd", text ? kind : `${kind} empty`, text || "no answer");
-  made.dataset.score = score.toFixed(2);
-  return made;
-}
-
-function card(sample) {
-  const made = element("article");
-  const tiny = Number(byId("cards").dataset.tiny);
-  if (sample.pictures.length) {
-    const frame = element("div", "pictures");
-    for (const number of sample.pictures) {
-      const [source, width, height] = picture(number);
-      const image = element("img", Math.max(width, height) <= tiny ? "tiny" : "");
-      Object.assign(image, { loading: "lazy", decoding: "async", width, height, alt: `picture of ${sample.id}`, src: source });
-      frame.append(image);
-    }
-    made.append(frame);
-  }
-  const body = element("div", "body");
-  const meta = element("p", "meta");
-  meta.append(element("span", `outcome ${sample.outcome}`, OUTCOMES[sample.outcome]), element("span", "", sample.id));
-  const list = element("dl");
-  list.append(
-    element("dt", "", "Reference"), element("dd", "reference", sample.reference),
-    element("dt", "", "Before"), answer(sample.before, sample.scores[0]),
-    element("dt", "", "After"), answer(sample.after, sample.scores[1]));
-  body.append(meta, element("p", "question", sample.question), list);
-  made.append(body);
-  return made;
-}
+const marking = () => byId("marking").value;
 
 function showMore() {
-  byId("cards").append(...found.slice(shown, shown + PAGE).map((index) => card(samples[index])));
-  shown = Math.min(shown + PAGE, found.length);
+  const step = Math.max(PAGE, shown);
+  byId("cards").append(...found.slice(shown, shown + step).map((index) => card(samples[index], marking(), 170)));
+  shown = Math.min(shown + step, found.length);
   const records = `${found.length.toLocaleString("en")} ${found.length === 1 ? "record" : "records"}`;
-  byId("status").textContent = shown < found.length ? `${shown} of ${records}` : found.length ? records : "No record matches.";
+  const part = shown < found.length ? `${shown.toLocaleString("en")} of ${records}` : records;
+  byId("status").textContent = found.length ? part : "No record matches.";
   byId("more").hidden = shown === found.length;
 }
 
+function wanted() {
+  return {
+    show: buttons.find((button) => button.getAttribute("aria-pressed") === "true").dataset.show,
+    group: byId("group").value,
+    q: byId("query").value.trim().toLowerCase(),
+    cut: byId("cut").checked ? "1" : "",
+    sample: only,
+  };
+}
+
+// Shows what the filters let through, counts for each button what it would show, and returns the filters for the address.
 function filter() {
-  const show = document.querySelector("[data-show][aria-pressed=true]").dataset.show;
-  const query = byId("query").value.trim().toLowerCase();
-  const chosen = byId("group").value;
-  found = [...samples.keys()].filter((index) =>
-    (!show || samples[index].outcome === show) &&
-    (!chosen || [samples[index].evaluation, group(samples[index])].includes(chosen)) &&
-    (!query || haystacks[index].includes(query)));
+  const want = wanted();
+  const matching = [...samples.keys()].filter((index) => {
+    const sample = samples[index];
+    return (!want.group || [sample.evaluation, group(sample)].includes(want.group)) &&
+      (!want.cut || sample.cut) && (!want.sample || place(sample) === want.sample) &&
+      (!want.q || haystacks[index].includes(want.q));
+  });
+  for (const button of buttons) {
+    const show = button.dataset.show;
+    const count = show ? matching.filter((index) => samples[index].outcome === show).length : matching.length;
+    button.querySelector("b").textContent = count.toLocaleString("en");
+  }
+  found = matching.filter((index) => !want.show || samples[index].outcome === want.show);
   shown = 0;
   byId("cards").replaceChildren();
   showMore();
-  return new URLSearchParams(Object.entries({ show, group: chosen, q: query }).filter(([, value]) => value));
+  const set = Object.entries(want).filter(([, value]) => value);
+  byId("clear").hidden = !set.length;
+  return new URLSearchParams(set);
 }
 
 function press(show) {
-  for (const button of document.querySelectorAll("[data-show]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.show === show));
-  }
+  for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.show === show));
 }
 
-// A filter is a link: index.html#show=worse&q=seven
-function followHash() {
-  const wanted = new URLSearchParams(location.hash.slice(1));
-  if (!["show", "group", "q"].some((key) => wanted.has(key))) return;
-  press(wanted.get("show") in OUTCOMES ? wanted.get("show") : "");
-  byId("query").value = wanted.get("q") ?? "";
-  byId("group").value = wanted.get("group") ?? "";
+function setFilters(want) {
+  const show = want.get("show");
+  press(buttons.some((button) => button.dataset.show === show) ? show : "");
+  byId("query").value = want.get("q") ?? "";
+  byId("group").value = want.get("group") ?? "";
+  if (byId("group").selectedIndex < 0) byId("group").value = "";
+  byId("cut").checked = want.has("cut");
+  only = want.get("sample") ?? "";
+}
+
+// Shows what an address asks for; whether it asks for anything here.
+function follow(hash) {
+  const want = new URLSearchParams(hash.slice(1));
+  if (!["show", "group", "q", "cut", "sample"].some((key) => want.has(key))) return false;
+  viewer.close();
+  setFilters(want);
   filter();
   byId("answers").scrollIntoView();
+  return true;
 }
 
-function changed() {
-  const address = `#${filter()}`;
+function remember(hash, how) {
   try {
-    history.replaceState(null, "", address);
+    history[how](null, "", hash);
   } catch {
     // a page shown inside another one (snakemake --report) may not change its address
   }
 }
 
-function start() {
-  const evaluations = severalEvaluations ? samples.map((sample) => sample.evaluation) : [];
-  const groups = [...new Set([...evaluations, ...samples.map(group)])].filter(Boolean).sort();
-  if (groups.length > 1) {
-    byId("group").append(new Option(severalEvaluations ? "Every evaluation" : "Every category", ""), ...groups.map((name) => new Option(name, name)));
-    byId("group").hidden = false;
-  }
-  for (const button of document.querySelectorAll("[data-show]")) {
-    button.addEventListener("click", () => { press(button.dataset.show); changed(); });
-  }
-  byId("query").addEventListener("input", changed);
-  byId("group").addEventListener("change", changed);
-  byId("more").addEventListener("click", showMore);
-  byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  window.addEventListener("hashchange", followHash);
-  byId("filters").hidden = false;
-  filter();
-  followHash();
+// Not left to the browser: inside another page it may refuse to follow a link of a file.
+function followLink(event) {
+  const link = event.target.closest("a[href^='#']");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || !follow(link.hash)) return;
+  event.preventDefault();
+  remember(link.hash, "pushState");
 }
 
-start();
+function changed() {
+  remember(`#${filter()}`, "replaceState");
+}
+
+function chosen() {
+  only = "";
+  changed();
+}
+
+function fillGroups() {
+  const evaluations = severalEvaluations ? samples.map((sample) => sample.evaluation) : [];
+  const groups = [...new Set([...evaluations, ...samples.map(group)])].filter(Boolean).sort();
+  byId("group").append(
+    new Option(severalEvaluations ? "Every evaluation" : "Every category", ""), ...groups.map((name) => new Option(name, name)));
+  byId("group").hidden = groups.length < 2;
+  byId("cut").parentElement.hidden = !samples.some((sample) => sample.cut);
+}
+
+function listen() {
+  for (const button of buttons) {
+    button.addEventListener("click", () => { press(button.dataset.show); chosen(); });
+  }
+  byId("query").addEventListener("input", chosen);
+  for (const name of ["group", "cut"]) byId(name).addEventListener("change", chosen);
+  byId("marking").addEventListener("change", changed);
+  byId("clear").addEventListener("click", () => { setFilters(new URLSearchParams()); changed(); });
+  byId("more").addEventListener("click", showMore);
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  document.addEventListener("click", followLink);
+  window.addEventListener("hashchange", () => follow(location.hash));
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest("input, select, textarea, dialog");
+    if (event.key !== "/" || typing || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    byId("query").focus();
+  });
+  document.addEventListener("DOMContentLoaded", () => { if (waiting) filter(); });
+}
+
+fillGroups();
+listen();
+startViewer();
+byId("filters").hidden = false;
+filter();
+follow(location.hash);

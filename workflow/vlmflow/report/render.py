@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from vlmflow.errors import UserError
 from vlmflow.evaluation import summary
 from vlmflow.evaluation.compare import EvaluationRuns, load_runs
 from vlmflow.files import read_json, write_text
-from vlmflow.report import figures, gallery
+from vlmflow.report import figures, gallery, sources, words
 from vlmflow.report.templates import templates
 
 _FOLDER = Path(__file__).resolve().parent
 _KINDS = {"before": "before", "after": "after"}  # systems with a colour of their own; the rest are "other"
-_LONGEST_FILE = 100_000  # characters of a file shown in full
+_STYLES = ("render.css", "render.gallery.css", "render.print.css")
+_SCRIPTS = ("render.differences.js", "render.cards.js", "render.viewer.js", "render.js")  # one script, in this order
 
 
 def render_report(
@@ -45,17 +45,21 @@ def render_report(
     its picture beside it, ``commands`` are the lines that reproduce the experiment. At most ``limit`` samples are
     shown.
     """
-    found = read_json(comparison)
-    shown, total = gallery.samples(_runs(evaluations), limit)
-    blocks = gallery.embed_pictures(shown)
+    found, folder = read_json(comparison), output.parent
+    compared = found["evaluations"]
+    shown, total = gallery.samples(_pairs(evaluations), limit)
+    blocks = gallery.embed_pictures(shown, folder)
     curves = [figures.loss_figure(name, read_log(Path(path))) for name, path in (metrics_logs or {}).items()]
-    page = _environment().get_template("render.html.j2")
-    script = (_FOLDER / "render.js").read_text(encoding="utf-8")
+    script = '"use strict";\n' + _texts(_SCRIPTS)
     context = {
         "title": title,
         "experiment": found["experiment"],
-        "headline": found["headline"],
-        "evaluations": found["evaluations"],
+        "headline": compared[0],
+        "evaluations": [one for one in compared if not one["general"]],
+        "general": [one for one in compared if one["general"]],
+        "several": len(compared) > 1,
+        "regressions": words.regressions(compared),
+        "tests": sorted({one["test"] for one in compared}),
         "curves": curves,
         "gallery": {
             "counts": gallery.counts(shown),
@@ -63,20 +67,24 @@ def render_report(
             "total": total,
             "block": gallery.BLOCK,
             "tiny": gallery.PIXELATED,
+            "boxes": any("boxes" in sample for sample in shown),
         },
         "samples": embedded_json(shown),
         "pictures": [embedded_json(block) for block in blocks],
-        "stages": [_stage(path) for path in provenance or []],
-        "data": [_data_report(path, output.parent) for path in data_reports or []],
-        "example": _example(example) if example else None,
+        "stages": [sources.stage(path) for path in provenance or []],
+        "data": [sources.data_report(path, folder) for path in data_reports or []],
+        "runs": sources.runs(evaluations, folder),
+        "tables": sources.tables(comparison, folder),
+        "example": sources.example(example, folder) if example else None,
         "commands": commands or [],
-        "styles": Markup(figures.STYLES + (_FOLDER / "render.css").read_text(encoding="utf-8")),
+        "styles": Markup(figures.STYLES + _texts(_STYLES)),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     }
     if curves:
         write_text(output.with_name("loss.svg"), figures.picture(curves))
-    write_text(output, page.render(context))
+    page = _environment().get_template("render.html.j2").render(context)
+    write_text(output, page.encode("utf-8", "replace").decode("utf-8"))
 
 
 def embedded_json(value: Any) -> Markup:
@@ -101,81 +109,49 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _texts(names: tuple[str, ...]) -> str:
+    return "".join((_FOLDER / name).read_text(encoding="utf-8") for name in names)
+
+
 def _environment() -> Environment:
     environment = templates()
-    for function in (summary.percent, summary.points, summary.between, summary.points_between, summary.p_value,
-                     summary.plain, summary.count, summary.verdict):  # fmt: skip
+    for function in (summary.points, summary.points_between, summary.p_value, summary.plain, summary.count,
+                     summary.verdict, summary.score, summary.score_between, summary.worst_first, summary.forgetting,
+                     words.heading, words.adjusted_p, words.engine, words.got_worse, words.blind_notes):  # fmt: skip
         environment.filters[function.__name__] = function
     environment.globals.update(
         scale=figures.scale,
+        top_of=_top_of,
         interval_bar=_interval_bar,
         before_and_after=_before_and_after,
         majority=_majority,
-        blind_note=blind_note,
+        outcomes=gallery.OUTCOMES,
     )
     return environment
 
 
-def _runs(evaluations: list[EvaluationRuns]) -> dict[str, Any]:
+def _pairs(evaluations: list[EvaluationRuns]) -> dict[str, Any]:
     pairs = {runs.name: load_runs(dataclasses.replace(runs, others={})) for runs in evaluations}
     return {name: (pair["before"], pair["after"]) for name, pair in pairs.items()}
 
 
-def _interval_bar(system: dict[str, Any]) -> Markup:
-    return figures.interval_bar(system["value"], system["ci95"], _KINDS.get(system["label"], "other"))
+def _top_of(evaluation: dict[str, Any]) -> float:
+    """The upper end of the scale that an evaluation's figures share."""
+    ends = [system["ci95"][1] for system in evaluation["systems"]]
+    ends += [found[f"{end}_ci95"][1] for found in evaluation["categories"].values() for end in ("before", "after")]
+    return figures.top_of(ends)
 
 
-def _before_and_after(found: dict[str, Any], marks: list[float]) -> Markup:
+def _interval_bar(system: dict[str, Any], top: float) -> Markup:
+    return figures.interval_bar(system["value"], system["ci95"], _KINDS.get(system["label"], "other"), top)
+
+
+def _before_and_after(found: dict[str, Any], marks: list[float], top: float) -> Markup:
     before, after = ({"value": found[end], "ci95": found[f"{end}_ci95"]} for end in ("before", "after"))
-    return figures.before_and_after(before, after, marks)
+    return figures.before_and_after(before, after, marks, top)
 
 
 def _majority(evaluation: dict[str, Any], category: str) -> list[float]:
     """The most frequent answer's score in a category, if that baseline was made."""
     rows = [row["categories"] for row in evaluation["systems"] if row["label"] == "majority"]
     return [row[category] for row in rows if category in row]
-
-
-def blind_note(evaluation: dict[str, Any]) -> str | None:
-    """What the blind run says of whether the pictures are used."""
-    blind = next((row for row in evaluation["systems"] if row["label"] == "blind"), None)
-    if blind is None:
-        return None
-    lost = blind["after_minus_this"]
-    cost = f"{summary.points(lost['difference'])} points (95% CI {summary.points_between(lost['ci95'])})"
-    if summary.verdict(lost) == "better":
-        return f"The right picture is worth {cost} to the fine-tuned model: it looks at the pictures."
-    return f"The right picture is worth {cost} to the fine-tuned model: no sign that it looks at the pictures."
-
-
-def _stage(path: Path) -> dict[str, Any]:
-    """One row of the provenance table, and the whole file."""
-    found = read_json(path)
-    hardware = found.get("hardware", {})
-    return {
-        "name": "/".join(path.parts[-3:-1]),
-        "seed": found.get("config", {}).get("seed"),
-        "seconds": found.get("wall_seconds"),
-        "memory": found.get("peak_memory_mb"),
-        "gpu_memory": hardware.get("peak_gpu_memory_mb"),
-        "hardware": ", ".join(hardware.get("gpus", []))
-        or f"{hardware.get('cpus', '?')} CPUs, {hardware.get('machine', '')}",
-        "packages": ", ".join(f"{name} {version}" for name, version in found.get("packages", {}).items()),
-        "json": json.dumps(found, indent=2, ensure_ascii=False),
-    }
-
-
-def _data_report(path: Path, folder: Path) -> dict[str, Any]:
-    """Name, link and content of a data report."""
-    return {
-        "name": path.parent.name,
-        "link": Path(os.path.relpath(path, folder)).as_posix(),
-        "json": gallery.shown_text(json.dumps(read_json(path), indent=2, ensure_ascii=False), _LONGEST_FILE),
-    }
-
-
-def _example(path: Path) -> dict[str, Any]:
-    """What a training stage saw first: id, the parts of the text, numbers of tokens, the picture as a data URI."""
-    picture = path.with_suffix(".png")
-    encoded = base64.b64encode(picture.read_bytes()).decode("ascii") if picture.is_file() else None
-    return {**read_json(path), "picture": encoded and f"data:image/png;base64,{encoded}"}
