@@ -26,7 +26,8 @@ import yaml
 from PIL import Image as Pictures
 
 from repository import ENVIRONMENT, ROOT
-from vlmflow.data.generate import endpoint, generate_annotations
+from vlmflow.data.generate import generate_annotations
+from vlmflow.endpoint import client
 from vlmflow.errors import UserError
 from vlmflow.files import read_manifest
 
@@ -109,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(endpoint, "_BACKOFF", 0.01)
+    monkeypatch.setattr(client, "_BACKOFF", 0.01)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("TEST_KEY", KEY)
     with Server() as running:
@@ -268,7 +269,7 @@ def test_all_requests_wait_when_the_server_is_busy(server: Server, images: Path)
 
 
 def test_the_wait_grows_from_try_to_try(server: Server, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "_BACKOFF", 0.1)
+    monkeypatch.setattr(client, "_BACKOFF", 0.1)
     server.replies = [error(500)] * 3
     generate(server, one(images), limited(attempts=4))
     waits = [later - earlier for earlier, later in zip(server.times, server.times[1:], strict=False)]

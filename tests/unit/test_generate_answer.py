@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from vlmflow.data.generate.answer import InvalidAnswerError, WrongFormError, read_pairs
+from vlmflow.data.generate.answer import read_pairs
 from vlmflow.data.generate.prompt import prompt_text
+from vlmflow.endpoint.reply import InvalidAnswerError, WrongFormError
 
 PAIRS = [{"question": "What {is} it?", "answer": 'A "cat".'}, {"question": "q", "answer": "a"}]
 JSON = json.dumps({"pairs": PAIRS})

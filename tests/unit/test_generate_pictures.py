@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pictures
 
-from vlmflow.data.generate.pictures import data_url, find_pictures
+from vlmflow.data.generate.pictures import find_pictures
+from vlmflow.endpoint.pictures import data_url
 from vlmflow.errors import Problem, UserError
 from vlmflow.files import sha256_file
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from vlmflow.errors import UserError
 from vlmflow.prepare.digits import prepare_digits
+from vlmflow.prepare.vlmevalkit import prepare_vlmevalkit
 
-PREPARERS: dict[str, Callable[[Path, Path], None]] = {"digits": prepare_digits}
+PREPARERS: dict[str, Callable[[Path, Path], None]] = {"digits": prepare_digits, "vlmevalkit": prepare_vlmevalkit}
 
 
 def prepare_source(kind: str, source: Path, output: Path) -> None:

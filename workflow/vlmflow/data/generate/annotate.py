@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import logging
-import sys
-import time
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from vlmflow.data.generate.endpoint import Endpoint
-from vlmflow.data.generate.pace import StoppedError
-from vlmflow.data.generate.pictures import data_url, find_pictures
-from vlmflow.data.generate.prompt import prompt_text
+from vlmflow.data.generate.answer import read_pairs
+from vlmflow.data.generate.pictures import find_pictures
+from vlmflow.data.generate.prompt import answer_schema, prompt_text, spelled_out
 from vlmflow.data.generate.store import Answer, Store
 from vlmflow.data.report import shown
-from vlmflow.errors import Problem, UserError
+from vlmflow.endpoint.client import Endpoint, Form
+from vlmflow.endpoint.many import Asked, ask_all, failure, total
+from vlmflow.endpoint.pictures import data_url
+from vlmflow.errors import Problem
 from vlmflow.files import sha256_file, staged_directory, write_json, write_manifest
 
-_IN_A_ROW = 10  # pictures that the server fails on, one after the other, before no more are tried
-_LISTED = 100  # problems in the message
-_EVERY = 30.0  # seconds between lines of progress in a log
 _log = logging.getLogger(__name__)
 
 
@@ -47,17 +39,21 @@ def generate_annotations(
     pictures, unreadable = _pictures(images, found, store)
     distinct = {picture.key: picture for picture in reversed(pictures)}  # of equal ones, the first
     answers = {key: answer for key in distinct if (answer := store.read(key)) is not None}
-    missing = [picture for key, picture in reversed(distinct.items()) if key not in answers]
+    missing = {key: picture for key, picture in reversed(distinct.items()) if key not in answers}
     _log.info("%d pictures: %d answers are there already, %d to ask for", len(found), len(answers), len(missing))
     failed: dict[str, Problem] = {}
     if missing:
-        new, failed = _ask_all(missing, Endpoint(config, limits, prompt), store, limits["parallel"])
+        endpoint = Endpoint(config, limits, _form(config["pairs"]), "generate")
+        ask = functools.partial(_ask, endpoint, store, prompt, config["max_side"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow on odd metadata; a problem matters here, not a warning
+            new, failed = ask_all(missing, ask, endpoint, limits["parallel"], "pictures")
         answers |= new
     lost = [dataclasses.replace(failed[p.key], file=shown(p.path, 200)) for p in pictures if p.key in failed]
     problems += unreadable + lost
     unasked = sum(picture.key not in answers and picture.key not in failed for picture in pictures)
     if problems or unasked:
-        raise _summary(problems, unasked, cache)
+        raise failure("pictures without questions and answers", problems, unasked, "correct or remove these", cache)
     _write(output, {picture.name: answers[picture.key] for picture in pictures}, config, prompt, answers)
 
 
@@ -87,79 +83,28 @@ def _pictures(root: Path, found: dict[str, Path], store: Store) -> tuple[list[_P
     return pictures, problems
 
 
-def _ask_all(
-    missing: list[_Picture], endpoint: Endpoint, store: Store, parallel: int
-) -> tuple[dict[str, Answer], dict[str, Problem]]:
-    """Answers and problems by key; neither for pictures that were not tried after too many failures in a row."""
-    answers: dict[str, Answer] = {}
-    failed: dict[str, Problem] = {}
-    in_a_row, enough = 0, max(_IN_A_ROW, parallel)
-    with (
-        warnings.catch_warnings(),
-        contextlib.closing(endpoint),
-        ThreadPoolExecutor(parallel) as pool,
-    ):
-        warnings.simplefilter("ignore")  # of Pillow on odd metadata; what matters here is a problem, not a warning
-        try:
-            futures = [pool.submit(_ask, endpoint, store, picture) for picture in missing]
-            for key, result, asked in _progress(futures):
-                if isinstance(result, Answer):
-                    answers[key], in_a_row = result, 0
-                elif result is not None:
-                    failed[key], in_a_row = result, in_a_row + asked
-                if in_a_row >= enough:
-                    endpoint.pace.stop()
-        except BaseException:
-            endpoint.pace.stop()  # requests under way come to their end, and their answers are kept
-            raise
-    return answers, failed
+def _form(pairs: int) -> Form:
+    advice = "use a stronger model, fewer `pairs` or another prompt"
+    read = functools.partial(read_pairs, count=pairs)
+    return Form("questions_and_answers", answer_schema(pairs), spelled_out(pairs), read, advice)
 
 
-def _ask(endpoint: Endpoint, store: Store, picture: _Picture) -> tuple[str, Answer | Problem | None, bool]:
-    """Key, what became of the picture (None: not tried), and whether the endpoint was asked."""
-    try:
-        endpoint.pace.sleep(0)
-        url = data_url(picture.root, picture.name, picture.sha256, endpoint.max_side)
-        if isinstance(url, Problem):
-            return picture.key, url, False
-        result = endpoint.ask(url)
-    except StoppedError:
-        return picture.key, None, False
-    except UserError:
-        endpoint.pace.stop()  # here, so that not one request more is made
-        raise
-    if isinstance(result, Answer):
-        store.write(picture.key, result)
-    return picture.key, result, True
-
-
-def _progress(futures: list[Future[Any]]) -> Iterator[Any]:
-    """Results as they come, with a bar for a person or a line now and then for a log."""
-    watched = sys.stderr.isatty()
-    bar = tqdm(as_completed(futures), "pictures", len(futures), disable=not watched)
-    last = time.monotonic()
-    for done, future in enumerate(bar, 1):
-        yield future.result()
-        if not watched and time.monotonic() - last >= _EVERY:
-            last = time.monotonic()
-            _log.info("%d of %d pictures asked", done, len(futures))
-
-
-def _summary(problems: list[Problem], unasked: int, cache: Path) -> UserError:
-    kinds = Counter(problem.reason.split(":")[0] for problem in problems)
-    counts = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
-    lines = [str(problem).replace("\n", "\n  ") for problem in problems[:_LISTED]]
-    lines += [f"... and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-    lines += [f"{unasked} more were not asked about after too many failures in a row"] if unasked else []
-    reason = f"pictures without questions and answers: {counts}\n  " + "\n  ".join(lines)
-    advice = f"correct or remove these and run again; the other answers are kept in {cache} and not asked for again"
-    return UserError(reason, advice)
+def _ask(endpoint: Endpoint, store: Store, prompt: str, max_side: int, key: str, picture: _Picture) -> Asked:
+    url = data_url(picture.root, picture.name, picture.sha256, max_side)
+    if isinstance(url, Problem):
+        return url, False
+    reply = endpoint.ask(prompt, [url])
+    if isinstance(reply, Problem):
+        return reply, True
+    answer = Answer(*reply)
+    store.write(key, answer)
+    return answer, True
 
 
 def _write(
     output: Path, answers: dict[str, Answer], config: dict[str, Any], prompt: str, distinct: dict[str, Answer]
 ) -> None:
-    usage = _sum(answer.usage for answer in distinct.values())
+    usage = total(answer.usage for answer in distinct.values())
     counts = {"pictures": len(answers), "distinct": len(distinct), "pairs": len(answers) * config["pairs"]}
     asked = {name: config[name] for name in ("endpoint", "model", "pairs", "temperature", "max_side")}
     with staged_directory(output.parent) as directory:
@@ -168,13 +113,6 @@ def _write(
     tokens = ", ".join(f"{count} {name}" for name, count in usage.items()) or "not told by the server"
     _log.info("%(pairs)d questions about %(pictures)d pictures", counts)
     _log.info("tokens of these answers: %s. Look at some of them in %s", tokens, output.parent / "annotations.json")
-
-
-def _sum(usages: Iterable[dict[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for usage in usages:
-        total.update(usage)
-    return dict(total)
 
 
 def _record(name: str, answer: Answer) -> dict[str, Any]:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
-from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import jsonschema
 
 from vlmflow.data.generate.prompt import answer_schema
 from vlmflow.data.report import shown
+from vlmflow.endpoint.reply import InvalidAnswerError, WrongFormError, read_value
 
-_FENCED = re.compile(r"```[a-zA-Z]*[ \t\r]*\n(.*?)```", re.DOTALL)
 _UNUSABLE = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|<\uff5c[^<>\s]{1,40}\uff5c>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"  # roles
     r"|<(?:unk|pad|bos|eos|image|video|audio|IMG_CONTEXT)>|</?(?:img|ref|box|quad)>"  # media, boxes
@@ -29,27 +27,13 @@ class Pair(TypedDict):
     answer: str
 
 
-class InvalidAnswerError(Exception):
-    """Why an answer cannot be used, in words for the user."""
-
-
-class WrongFormError(InvalidAnswerError):
-    """The answer does not have the form that the schema demands, so the server does not hold the model to it."""
-
-
 def read_pairs(text: str, count: int) -> list[Pair]:
     """The ``count`` pairs in a model's answer: JSON, alone, in a code fence, or with words around it.
 
     Raises :class:`InvalidAnswerError`.
     """
-    for candidate in _candidates(text):
-        try:
-            value = json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict | list):
-            return check_pairs(value if isinstance(value, dict) else {"pairs": value}, count)
-    raise WrongFormError(f"not JSON: {shown(text) or 'nothing'}")
+    value = read_value(text)
+    return check_pairs(value if isinstance(value, dict) else {"pairs": value}, count)
 
 
 def check_pairs(value: Any, count: int) -> list[Pair]:
@@ -60,14 +44,6 @@ def check_pairs(value: Any, count: int) -> list[Pair]:
     if error is not None:
         raise WrongFormError(f"wrong form: {shown(error.message)} at {error.json_path}")
     return [{"question": _usable(pair["question"]), "answer": _usable(pair["answer"])} for pair in value["pairs"]]
-
-
-def _candidates(text: str) -> Iterator[str]:
-    """The parts of an answer that can be the JSON, the likeliest first."""
-    yield text
-    yield from (match[1] for match in _FENCED.finditer(text))
-    said = text.rpartition("</think>")[2]  # what a reasoning model thinks may hold braces, too
-    yield said[said.find("{") : said.rfind("}") + 1]
 
 
 def _usable(text: str) -> str:

@@ -1,22 +1,14 @@
-"""The pictures of a folder, and each of them as an endpoint takes it."""
+"""The pictures of a folder."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import logging
 import os
 import re
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import NoReturn
 
-from PIL import Image as Pictures
-from PIL import ImageOps
-
-from vlmflow.data.images import check_image
 from vlmflow.data.paths import locate
 from vlmflow.data.report import shown
 from vlmflow.errors import Problem, UserError
@@ -25,10 +17,7 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"}
 )
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""As in data/images.py, which has looked at every picture before it is opened here."""
 _NAMELESS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-_DECODING = threading.BoundedSemaphore(2)  # pictures in memory at full size, however many requests there are
 _log = logging.getLogger(__name__)
 
 
@@ -58,37 +47,6 @@ def find_pictures(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
     located = {name: _located(folder, name) for name in sorted(names)}
     problems += [place for place in located.values() if isinstance(place, Problem)]
     return {name: place for name, place in located.items() if isinstance(place, Path)}, problems
-
-
-def data_url(root: Path, name: str, sha256: str, max_side: int) -> str | Problem:
-    """A picture as a base64 data URL: an upright RGB JPEG of at most ``max_side`` pixels a side, without metadata.
-
-    What the data stage would refuse later is a problem here, before anything is paid for it; so is a file that does not
-    have the hash ``sha256`` any more.
-    """
-    path = root / name
-    with _DECODING:
-        checked = check_image(root, name)
-        if isinstance(checked, Problem):
-            return checked
-        try:
-            content = path.read_bytes()
-            if {checked.sha256.hex(), hashlib.sha256(content).hexdigest()} != {sha256}:
-                return _problem(path, "picture changed", "during the run", "run again")
-            with Pictures.open(io.BytesIO(content), formats=_FORMATS) as picture:
-                return _encode(picture, max_side)
-        except OSError as error:
-            return _problem(path, "picture cannot be read", shown(error, 200), "correct its permissions, or run again")
-
-
-def _encode(picture: Pictures.Image, max_side: int) -> str:
-    picture.draft("RGB", (2 * max_side, 2 * max_side))  # a large JPEG is decoded at half, a quarter, ... of its size
-    upright = ImageOps.exif_transpose(picture).convert("RGB")
-    upright.thumbnail((max_side, max_side), Pictures.Resampling.LANCZOS, reducing_gap=3.0)
-    upright.info.clear()  # where and when a photograph was taken is nobody's business
-    stream = io.BytesIO()
-    upright.save(stream, "JPEG", quality=90, subsampling=0)  # colour at full resolution: for screenshots, diagrams
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _located(folder: Path, name: str) -> Path | Problem:

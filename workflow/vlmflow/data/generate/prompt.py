@@ -21,9 +21,9 @@ def prompt_text(prompt: str | None, pairs: int) -> str:
     return text.strip().replace("{pairs}", str(pairs))
 
 
-def spelled_out(prompt: str, pairs: int) -> str:
-    """The prompt for a server that cannot be held to a JSON schema: the form of the answer is asked for in words."""
-    return f"{prompt}\n\n{_SPELLED_OUT % pairs}"
+def spelled_out(pairs: int) -> str:
+    """The form of the answer in words, for a server that cannot be held to a JSON schema."""
+    return _SPELLED_OUT % pairs
 
 
 def answer_schema(pairs: int) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlmflow.data.generate.answer import InvalidAnswerError, Pair, check_pairs
+from vlmflow.data.generate.answer import Pair, check_pairs
+from vlmflow.endpoint.reply import InvalidAnswerError
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, sha256_json, write_json
 

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat completions endpoint that is asked about pictures, with patience."""
+"""An OpenAI-compatible chat completions endpoint."""
 
 from __future__ import annotations
 
@@ -7,59 +7,78 @@ import os
 import random
 import urllib.parse
 from collections import Counter
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import openai
 from openai.types.chat import ChatCompletion
 
-from vlmflow.data.generate.answer import InvalidAnswerError, WrongFormError, read_pairs
-from vlmflow.data.generate.pace import Pace
-from vlmflow.data.generate.prompt import answer_schema, spelled_out
-from vlmflow.data.generate.store import Answer
-from vlmflow.data.generate.trouble import Trouble, judge
+from vlmflow.endpoint.pace import Pace
+from vlmflow.endpoint.reply import InvalidAnswerError, WrongFormError
+from vlmflow.endpoint.trouble import Trouble, trouble_of
 from vlmflow.errors import Problem, UserError
 
-_BACKOFF = 3.0  # seconds before the second try of a picture; doubled before each further one
+_BACKOFF = 3.0  # seconds before the second try of a question; doubled before each further one
 _LONGEST_BACKOFF = 60.0
 _NO_KEY = "EMPTY"  # what local servers take for a key
 _log = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line to say about every request
 
 
-class Endpoint:
-    """Asks for the pairs of one picture at a time, from any number of threads.
+class Form(NamedTuple):
+    """What an answer must be: a JSON schema, the same in words for servers that take none, and who reads it.
 
-    ``config`` is the data set's ``generate`` node, ``limits`` that part of it, ``prompt`` the text to send.
+    ``read`` raises :class:`vlmflow.endpoint.reply.InvalidAnswerError`; ``advice`` is for a user whose model never
+    gives a valid one.
     """
 
-    def __init__(self, config: dict[str, Any], limits: dict[str, Any], prompt: str) -> None:
-        _check_address(config["endpoint"])
-        self._config, self._attempts, self._pairs = config, limits["attempts"], config["pairs"]
+    name: str
+    schema: dict[str, Any]
+    in_words: str
+    read: Callable[[str], Any]
+    advice: str
+
+
+class Reply(NamedTuple):
+    """What ``Form.read`` made of an answer, and the tokens that it took as the server counts them, failed tries too."""
+
+    value: Any
+    usage: dict[str, int]
+
+
+class Endpoint:
+    """Asks one question at a time, from any number of threads.
+
+    ``config`` has endpoint, model, temperature (null: the server's own) and key_variable; ``limits`` attempts, timeout
+    (seconds) and requests_per_minute. ``node`` names the part of the configuration that holds them.
+    """
+
+    def __init__(self, config: dict[str, Any], limits: dict[str, Any], form: Form, node: str) -> None:
+        _check_address(config["endpoint"], f"{node}.endpoint")
+        self._config, self._attempts, self._form = config, limits["attempts"], form
         self._key = _key(config["key_variable"])
         self._client = openai.OpenAI(
             base_url=config["endpoint"], api_key=self._key or _NO_KEY, timeout=limits["timeout"], max_retries=0
         )
-        self._prompt, self._spelled_out = prompt, spelled_out(prompt, self._pairs)
         self._takes_schema = self._keeps_schema = True
-        self.max_side: int = config["max_side"]
         self.pace = Pace(limits["requests_per_minute"])
 
-    def ask(self, picture: str) -> Answer | Problem:
-        """The pairs about a picture (a data URL), or why there are none after all attempts.
+    def ask(self, prompt: str, pictures: Sequence[str] = ()) -> Reply | Problem:
+        """The answer to ``prompt`` about ``pictures`` (data URLs), or why there is none after all attempts.
 
-        Raises :class:`UserError` when no picture can be answered, and
-        :class:`vlmflow.data.generate.pace.StoppedError` when the stage stops.
+        Raises :class:`UserError` when no question can be answered, and
+        :class:`vlmflow.endpoint.pace.StoppedError` when the stage stops.
         """
         usage: Counter[str] = Counter()
         for attempt in range(1, self._attempts + 1):
             try:
-                text = _text(self._request(picture), usage)
-                return Answer(read_pairs(text, self._pairs), dict(usage))
+                text = _text(self._request(prompt, pictures), usage)
+                return Reply(self._form.read(text), dict(usage))
             except InvalidAnswerError as error:
                 self._keeps_schema &= not isinstance(error, WrongFormError)
-                trouble = Trouble(f"invalid answer: {error}", "use a stronger model, fewer `pairs` or another prompt")
+                trouble = Trouble(f"invalid answer: {error}", self._form.advice)
             except openai.APIError as error:
-                trouble = judge(error, self._config, self._key)
+                trouble = trouble_of(error, self._config, self._key)
                 if trouble.again and attempt < self._attempts:
                     self._wait(trouble, attempt)
             if not trouble.again:
@@ -70,28 +89,29 @@ class Endpoint:
         """Close the connections."""
         self._client.close()
 
-    def _request(self, picture: str) -> ChatCompletion:
+    def _request(self, prompt: str, pictures: Sequence[str]) -> ChatCompletion:
         """One answer; a server that refuses a JSON schema is asked in words, from then on at once."""
+        worded = f"{prompt}\n\n{self._form.in_words}"
         if self._takes_schema:
             try:
-                return self._create(picture, self._prompt if self._keeps_schema else self._spelled_out, schema=True)
+                return self._create(prompt if self._keeps_schema else worded, pictures, schema=True)
             except (openai.BadRequestError, openai.UnprocessableEntityError):
-                reply = self._create(picture, self._spelled_out, schema=False)  # else the picture is what it refuses
+                reply = self._create(worded, pictures, schema=False)  # else it is the question that it refuses
                 if self._takes_schema:
                     _log.info("the server takes no JSON schema for its answers: the form is asked for in the prompt")
                 self._takes_schema = False
                 return reply
-        return self._create(picture, self._spelled_out, schema=False)
+        return self._create(worded, pictures, schema=False)
 
-    def _create(self, picture: str, prompt: str, *, schema: bool) -> ChatCompletion:
-        form = {"name": "questions_and_answers", "strict": True, "schema": answer_schema(self._pairs)}
+    def _create(self, prompt: str, pictures: Sequence[str], *, schema: bool) -> ChatCompletion:
+        form = {"name": self._form.name, "strict": True, "schema": self._form.schema}
+        seen: list[Any] = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
         self.pace.wait()
-        content: list[Any] = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": prompt}]
         try:
             reply: Any = self._client.chat.completions.create(
                 model=self._config["model"],
-                messages=[{"role": "user", "content": content}],
-                temperature=self._config["temperature"],
+                messages=[{"role": "user", "content": [*seen, {"type": "text", "text": prompt}] if seen else prompt}],
+                temperature=openai.omit if self._config["temperature"] is None else self._config["temperature"],
                 response_format={"type": "json_schema", "json_schema": form} if schema else openai.omit,  # type: ignore[arg-type]
             )
         except (ValueError, TypeError) as error:  # of the parser: the client lets them through
@@ -122,22 +142,22 @@ def _text(reply: ChatCompletion, usage: Counter[str]) -> str:
     choice = reply.choices[0]
     refusal, content = getattr(choice.message, "refusal", None), getattr(choice.message, "content", None)
     if refusal or choice.finish_reason == "content_filter":
-        raise InvalidAnswerError("the model refused to answer about this picture")
+        raise InvalidAnswerError("the model refused to answer")
     if choice.finish_reason == "length":
-        raise InvalidAnswerError("cut off at the server's limit of tokens; use fewer `pairs`")
+        raise InvalidAnswerError("cut off at the server's limit of tokens")
     if not isinstance(content, str):
         raise InvalidAnswerError("the reply holds no text")
     return content
 
 
-def _check_address(endpoint: str) -> None:
+def _check_address(endpoint: str, field: str) -> None:
     """What goes into a manifest holds no secret."""
     parts = urllib.parse.urlsplit(endpoint)
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         advice = "a key belongs into the environment variable that `key_variable` names"
-        raise UserError("the address holds a user, password or parameters", advice, field="generate.endpoint")
+        raise UserError("the address holds a user, password or parameters", advice, field=field)
     if not parts.hostname:
-        raise UserError("no address", "write it like http://localhost:23333/v1", field="generate.endpoint")
+        raise UserError("no address", "write it like http://localhost:23333/v1", field=field)
 
 
 def _key(variable: str) -> str | None:

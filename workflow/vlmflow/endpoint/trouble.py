@@ -1,4 +1,4 @@
-"""What an error of the endpoint means: try again, give this picture up, or stop the stage."""
+"""What an error of the endpoint means: try again, give this question up, or stop the stage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Trouble(NamedTuple):
     shared: bool = False
 
 
-def judge(error: openai.APIError, config: dict[str, Any], key: str | None) -> Trouble:
+def trouble_of(error: openai.APIError, config: dict[str, Any], key: str | None) -> Trouble:
     """Sort an error; raises :class:`UserError` when no request can succeed. ``key`` is removed from what is shown."""
     said = _said(error, key)
     if isinstance(error, openai.APITimeoutError):
@@ -43,7 +43,11 @@ def judge(error: openai.APIError, config: dict[str, Any], key: str | None) -> Tr
     if status == 429:
         advice = "lower `parallel` or set `requests_per_minute` under `limits`, then run again"
     else:
-        advice = "look at the server's log, then run again" if again else "lower `max_side`, or correct the prompt"
+        advice = (
+            "look at the server's log, then run again"
+            if again
+            else "lower `max_side`, shorten the prompt, or use a model with a longer context"
+        )
     return Trouble(reason, advice, again, pause, shared=status in (429, 503))
 
 
