@@ -24,4 +24,8 @@ echo "Installing requirements.txt into .venv; this takes a few minutes once"
 DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
     fail "pip could not install requirements.txt (its message is above)" \
         "check the network and the package index, then run the same command again"
+# The command `vlmflow`, from this folder: setuptools is there already, nothing is fetched.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . ||
+    fail "pip could not install the command vlmflow (its message is above)" \
+        "check that this folder can be written to, then run the same command again"
 touch .venv/complete
