@@ -17,7 +17,8 @@ from test_families import TOWERS, composed
 
 from conftest import make_tiny_model
 from vlmflow.errors import UserError
-from vlmflow.evaluation.generate import Generator
+from vlmflow.evaluation.engines import Settings, Source
+from vlmflow.evaluation.engines.transformers import TransformersEngine
 from vlmflow.files import read_json, read_manifest, write_json, write_manifest
 from vlmflow.models.directory import LANGUAGE, PROJECTOR, VISION, load_model
 from vlmflow.models.families import family_of_model
@@ -177,7 +178,7 @@ def test_evaluation_of_a_pretraining_asks_all_that_it_trained(
     tiny_model: Path, training: Options, tmp_path: Path
 ) -> None:
     pretrained = stage(tiny_model, pretraining(training, "projector", "language"), tmp_path / "pretrained")
-    asked = Generator(tiny_model, pretrained)._model
+    asked = TransformersEngine(Source(tiny_model, pretrained), Settings(1, None), 1)._model
     for name, value in load_file(pretrained.parent / "language.safetensors").items():
         assert torch.equal(asked.get_parameter(name).cpu().float(), value)
 

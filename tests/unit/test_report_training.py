@@ -49,6 +49,7 @@ def test_the_supervised_part_is_marked_and_hostile_text_stays_text(folder: Path)
     assert "&lt;IMG_CONTEXT&gt; x 1792" in page
     assert EVIL not in page
     assert "2,000 tokens" in page
+    assert 'href="../example.json"' in page
     pictures = [attributes for tag, attributes in Elements(page).tags if tag == "img"]
     assert [picture["src"][:22] for picture in pictures] == ["data:image/png;base64,"]
 

@@ -39,6 +39,7 @@ wildcard_constraints:
     name=r"[A-Za-z0-9_-]+",
     finetune=r"[A-Za-z0-9_-]+",
     checkpoint=CHECKPOINT,
+    scatteritem=r"\d+-of-\d+",
 
 
 def manifests(stage, names):

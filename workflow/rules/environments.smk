@@ -49,5 +49,7 @@ def hide_secrets():
         ]
         passed = workflow.remote_execution_settings.envvars
         secrets.hide(
-            os.environ, also=[node["key_variable"] for node in generated], but=passed
+            os.environ,
+            also=[*(node["key_variable"] for node in generated), *plan.judge_keys()],
+            but=passed,
         )

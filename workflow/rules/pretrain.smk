@@ -64,3 +64,31 @@ rule train_projector:
         f"{IGNORING_STOPS} {{params.launcher}} {SCRIPTS}/train_projector.py --config {{params.config:q}} --model {{input.model:q}}"
         " --data {input.tokens:q} --execution {params.execution:q} --checkpoints {params.checkpoints:q}"
         " --output {output.manifest:q} --features {params.features:q} 2> >(tee {log:q} >&2)"
+
+
+# LMDeploy loads whole model directories: a base with what pretraining made of it.
+rule assemble_pretrained:
+    input:
+        model=lambda w: plan.manifest("models", plan.model_of(w.name)),
+        pretrained=f"{RESULTS}/pretrain/{{name}}/manifest.json",
+    output:
+        f"{RESULTS}/assembled/{{name}}/manifest.json",
+    log:
+        f"{RESULTS}/logs/assemble_pretrained/{{name}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/assemble_pretrained/{{name}}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    envmodules:
+        *MODULES["train"],
+    threads: 2
+    resources:
+        mem_mb=lambda w, attempt: growing(8000, attempt),
+        runtime=lambda w, attempt: growing(60, attempt),
+    params:
+        code=plan.code("assemble_pretrained"),
+    message:
+        "Putting what {wildcards.name} trained into its base"
+    shell:
+        f"python {SCRIPTS}/assemble_pretrained.py --model {{input.model:q}} --pretrained {{input.pretrained:q}}"
+        " --output {output:q} 2> {log:q}"

@@ -3,6 +3,12 @@ rule compare_checkpoints:
         lambda w: plan.comparison_inputs(w.name),
     output:
         json=f"{RESULTS}/report/{{name}}/comparison.json",
+        csv=report(
+            f"{RESULTS}/report/{{name}}/comparison.csv",
+            category="Before and after",
+            labels={"experiment": "{name}", "what": "numbers"},
+            caption="../report/numbers.rst",
+        ),
         table=report(
             f"{RESULTS}/report/{{name}}/comparison.md",
             category="Before and after",

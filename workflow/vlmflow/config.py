@@ -13,6 +13,7 @@ import jsonschema
 
 from vlmflow.cost.speed import CARDS
 from vlmflow.errors import UserError
+from vlmflow.evaluation.settings import unanswerable
 from vlmflow.models.published import fill_published
 from vlmflow.schema import SCHEMA, describe, fill_defaults, given, infinite, is_echo, nearest, schema
 from vlmflow.sweeps import expand
@@ -153,6 +154,7 @@ def _contradictions(config: Config) -> Iterator[str]:
         if "xtuner" in node and node["lora"]["variant"] != "lora":
             yield f"finetunes.{name}.lora.variant: XTuner trains plain LoRA"
     yield from _untrainable(config)
+    yield from unanswerable(config)
 
 
 def _untrainable(config: Config) -> Iterator[str]:

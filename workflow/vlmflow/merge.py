@@ -11,13 +11,13 @@ import torch
 from transformers import AutoConfig
 
 from vlmflow.errors import UserError
-from vlmflow.files import read_json, read_manifest, staged_directory, write_manifest
+from vlmflow.files import read_manifest, staged_directory, write_manifest
 from vlmflow.lora import ADAPTER, LowRank, read_adapter
 from vlmflow.merge_check import all_finite, check_logits
 from vlmflow.models.directory import copy_side_files
 from vlmflow.provenance import write_provenance
 from vlmflow.training.adapters import dequantise
-from vlmflow.training.options import FinetuneOptions
+from vlmflow.training.options import FinetuneOptions, trained_with
 from vlmflow.training.parts import PartWeights, part_file
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.mapping import SAME, Piece
@@ -47,7 +47,7 @@ def merge_adapter(config: dict[str, Any], model: Path, adapter: Path, output: Pa
             "train it again over this base, or name the model that it belongs to",
             file=adapter.parent,
         )
-    options = _options(adapter.parent / "provenance.json")
+    options = trained_with(adapter.parent / "provenance.json")
     network = AutoConfig.from_pretrained(model.parent, local_files_only=True)
     base = Checkpoint(model.parent)
     quantised = set(language_linears(network)) if config["base"] == "quantized" and options.quantization else set()
@@ -188,11 +188,3 @@ def _trained(
         reason = f"weights of another model: {len(wrong)} have no place in the base, first {wrong[0]}"
         raise UserError(reason, file=folder)
     return parts, updates
-
-
-def _options(provenance: Path) -> FinetuneOptions:
-    """What a fine-tuning was told, by its provenance.json."""
-    try:
-        return FinetuneOptions(**read_json(provenance)["config"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"not the provenance of a fine-tuning: {error}", "train again", file=provenance) from None

@@ -8,10 +8,11 @@ from __future__ import annotations
 from vlmflow.plan.gpu import GpuPlan
 from vlmflow.plan.housekeeping import HousekeepingPlan
 from vlmflow.plan.nodes import growing as growing
+from vlmflow.plan.serve import ServePlan
 from vlmflow.plan.sweeps import SweepPlan
 
-CHECKPOINT = r"(model|pretrain|converted)-[A-Za-z0-9_-]+(\+blind)?"
+CHECKPOINT = r"(model|pretrain|adapter|merged|converted)-[A-Za-z0-9_-]+(\+(blind|blank))?"
 
 
-class Plan(SweepPlan, GpuPlan, HousekeepingPlan):
+class Plan(SweepPlan, GpuPlan, HousekeepingPlan, ServePlan):
     """The resolved configuration as questions that rules ask."""

@@ -2,30 +2,76 @@
 
 from __future__ import annotations
 
-from vlmflow.plan.nodes import LAUNCH, Nodes
+from typing import Any
+
+from vlmflow.plan.judge import JudgePlan
+from vlmflow.plan.nodes import LAUNCH
 from vlmflow.plan.values import as_json, without
 
 _AT_ONCE = 8
+_ASKED = ("split", "limit", "prompt", "backend", "max_new_tokens", "max_tiles")
+"""Keys of an evaluation that its answers depend on, besides those of LMDeploy."""
 
 
-class EvaluationPlan(Nodes):
+class EvaluationPlan(JudgePlan):
     """Questions of the rules evaluate and report."""
 
-    def checkpoint_inputs(self, checkpoint: str) -> dict[str, str]:
-        """Manifests that a checkpoint of an evaluation is loaded from: ``model`` and perhaps ``projector``."""
-        kind, name = checkpoint.removesuffix("+blind").split("-", 1)
+    def checkpoint_inputs(self, evaluation: str, checkpoint: str) -> dict[str, str]:
+        """Manifests that a checkpoint is loaded from: ``model``, and perhaps ``projector`` or ``adapter``.
+
+        LMDeploy loads whole directories: for it, a base gets its pretrained parts first.
+        """
+        kind, name = checkpoint.partition("+")[0].split("-", 1)
+        if kind == "pretrain" and self.evaluation(evaluation)["backend"] == "lmdeploy":
+            return {"model": self.manifest("assembled", name)}
         if kind == "pretrain":
-            return {
-                "model": self.manifest("models", self.model_of(name)),
-                "projector": self.manifest("pretrain", name),
-            }
-        return {"model": self.manifest({"model": "models", "converted": "converted"}[kind], name)}
+            return {"model": self.manifest("models", self.model_of(name)), "projector": self.manifest("pretrain", name)}
+        if kind == "adapter":
+            return {"model": self.manifest("models", self.model_of(name)), "adapter": self.manifest("finetune", name)}
+        return {"model": self.manifest({"model": "models"}.get(kind, kind), name)}
+
+    def checkpoint_weights(self, checkpoint: str) -> list[str]:
+        """What stands for the weights of a merged model, which may be gone though its manifest is there."""
+        kind, name = checkpoint.partition("+")[0].split("-", 1)
+        return [f"{self.results}/merged/{name}.weights"] if kind == "merged" else []
+
+    def asked_by(self, backend: str) -> list[str]:
+        """The evaluations that an engine is asked."""
+        return [name for name, node in self.config["evaluations"].items() if node["backend"] == backend]
+
+    def shards(self, evaluation: str) -> list[str]:
+        """The parts that an evaluation is asked in, in Snakemake's words for scattered items."""
+        count = self.evaluation(evaluation)["shards"]
+        return [f"{index}-of-{count}" for index in range(1, count + 1)]
+
+    def answers(self, evaluation: str, checkpoint: str) -> list[str]:
+        """The answer files of a run, one for each part."""
+        return [f"{self._run_folder(evaluation, checkpoint)}/answers/{shard}.json" for shard in self.shards(evaluation)]
+
+    def ask_params(self, name: str) -> str:
+        """What answers depend on."""
+        return as_json(self._asked(name))
+
+    def score_params(self, name: str) -> str:
+        """What scores depend on."""
+        return self.evaluation_params(name)
+
+    def parity_params(self, name: str) -> str:
+        return as_json({**self._asked(name), "parity": self.evaluation(name)["parity"]})
 
     def evaluation_params(self, name: str) -> str:
-        return as_json(without(self.evaluation(name), "dataset", "blind", "leakage", "resources"))
+        """All that the scores of an evaluation tell of its settings."""
+        node = self.evaluation(name)
+        judge = {"judge": without(node["judge"], "limits")} if "judge" in node else {}
+        return as_json({**self._asked(name), "metrics": node["metrics"], "chinese": node["chinese"], **judge})
+
+    def _asked(self, name: str) -> dict[str, Any]:
+        node = self.evaluation(name)
+        keys = [*_ASKED, "lmdeploy"] if node["backend"] == "lmdeploy" else _ASKED
+        return {key: node[key] for key in keys}
 
     def evaluation_batch(self, name: str) -> int:
-        """Questions that are answered at once."""
+        """Questions that are answered at once in transformers."""
         return self.resource("evaluations", name, "micro_batch_size") or _AT_ONCE
 
     def evaluation_launcher(self, name: str) -> str:
@@ -45,7 +91,15 @@ class EvaluationPlan(Nodes):
 
     def comparison_inputs(self, experiment: str) -> list[str]:
         evaluations = self.config["experiments"][experiment]["evaluations"]
-        return [*self.scores(experiment), *(self._baselines(experiment, name) for name in evaluations)]
+        found = [*self.scores(experiment), *(self._baselines(experiment, name) for name in evaluations)]
+        return found + [file for name in evaluations for file in self._parity(experiment, name)]
+
+    def _parity(self, experiment: str, evaluation: str) -> list[str]:
+        """The comparison of engines, of the final checkpoint."""
+        node = self.evaluation(evaluation)
+        asked = node["backend"] == "lmdeploy" and node["parity"]
+        folder = self._run_folder(evaluation, self.checkpoints(experiment)["after"])
+        return [f"{folder}/parity.json"] if asked else []
 
     def comparison_params(self, experiment: str) -> str:
         """Evaluation -> folders of its runs, as ``compare_checkpoints`` takes them."""
@@ -54,9 +108,14 @@ class EvaluationPlan(Nodes):
         for name in self.config["experiments"][experiment]["evaluations"]:
             folders = {label: self._run_folder(name, checkpoint) for label, checkpoint in labels.items()}
             ends = {label: folders.pop(label) for label in ("before", "after")}
-            if self.evaluation(name)["blind"]:
-                folders["blind"] = self._run_folder(name, labels["after"] + "+blind")
-            described[name] = {**ends, "others": folders, "baselines": self._baselines(experiment, name)}
+            folders |= {label: self._run_folder(name, f"{labels['after']}+{label}") for label in self.unseeing(name)}
+            described[name] = {
+                **ends,
+                "others": folders,
+                "baselines": self._baselines(experiment, name),
+                "general": self.evaluation(name)["general"],
+                "parity": next(iter(self._parity(experiment, name)), None),
+            }
         return as_json(described)
 
     def experiment_params(self, name: str) -> str:

@@ -70,18 +70,32 @@ class Nodes:
         return self.config["pretrains"][node]["model"] if node in self.config["pretrains"] else node
 
     def checkpoints(self, experiment: str) -> dict[str, str]:
-        """Label -> checkpoint of an experiment, in the order of training; ``before`` and ``after`` are always there."""
-        finetune = self.config["experiments"][experiment]["finetune"]
+        """Label -> checkpoint of an experiment, in the order of training; ``before`` and ``after`` are always there.
+
+        Further ones that it names stand between them, under that name.
+        """
+        node = self.config["experiments"][experiment]
+        finetune = node["finetune"]
         init = self.config["finetunes"][finetune]["init"]
-        pretrained = {"pretrained": f"pretrain-{init}"} if init in self.config["pretrains"] else {}
-        return {"before": f"model-{self.model_of(finetune)}", **pretrained, "after": f"converted-{finetune}"}
+        found = {"before": f"model-{self.model_of(finetune)}"}
+        if init in self.config["pretrains"]:
+            found["pretrained"] = f"pretrain-{init}"
+        for name in node["checkpoints"]:
+            found[name] = name if "-" in name else f"{name}-{finetune}"
+        return {**found, "after": f"converted-{finetune}"}
 
     def runs(self, experiment: str) -> list[tuple[str, str]]:
         """Every (evaluation, checkpoint) of an experiment, the blind runs of the final checkpoint included."""
         checkpoints = self.checkpoints(experiment)
         evaluations = self.config["experiments"][experiment]["evaluations"]
-        blind = [(name, checkpoints["after"] + "+blind") for name in evaluations if self.evaluation(name)["blind"]]
-        return [(name, checkpoint) for name in evaluations for checkpoint in checkpoints.values()] + blind
+        runs = [(name, checkpoint) for name in evaluations for checkpoint in checkpoints.values()]
+        runs += [(name, f"{checkpoints['after']}+{label}") for name in evaluations for label in self.unseeing(name)]
+        return list(dict.fromkeys(runs))
+
+    def unseeing(self, evaluation: str) -> list[str]:
+        """How the final checkpoint is also asked without the right pictures: ``blind`` (shuffled ones), ``blank``."""
+        chosen = self.evaluation(evaluation)["blind"]
+        return ["blank"] if chosen == "blank" else ["blind"] if chosen else []
 
     def evaluation(self, name: str) -> dict[str, Any]:
         node: dict[str, Any] = self.config["evaluations"][name]

@@ -103,7 +103,7 @@ class SweepPlan(DataPlan, TrainingPlan, EvaluationPlan):
         return {
             "file": f"{self._run_folder(evaluation, checkpoint)}/scores.json",
             "settings": json.loads(self.evaluation_params(evaluation)),
-            "inputs": {**self.checkpoint_inputs(checkpoint), "data": data},
+            "inputs": {**self.checkpoint_inputs(evaluation, checkpoint), "data": data},
         }
 
     def _varied(self, sweep: str) -> list[str]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from vlmflow.errors import UserError
+from vlmflow.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +62,11 @@ class Execution:
     checkpoint_steps: int | None = None
     checkpoint_minutes: float = 10
     checkpoints_kept: int = 2
+
+
+def trained_with(provenance: Path) -> FinetuneOptions:
+    """What a fine-tuning was told, by its provenance.json."""
+    try:
+        return FinetuneOptions(**read_json(provenance)["config"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"not the provenance of a fine-tuning: {error}", "train again", file=provenance) from None
