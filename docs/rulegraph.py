@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 _BEGIN, _END = "<!-- rule graph: made by `make docs` -->", "<!-- /rule graph -->"
 _TARGET = "all"  # runs no job
-_COMPLETE = "evaluate_checkpoint"  # keeps all its arrows: they tell which checkpoints are asked
+_COMPLETE = "ask_transformers"  # keeps all its arrows: they tell which checkpoints are asked
 _LAYOUT = '%%{init: {"flowchart": {"rankSpacing": 28, "nodeSpacing": 20, "padding": 8}}}%%'
 
 Arrow = tuple[str, str]
