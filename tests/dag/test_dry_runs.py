@@ -27,9 +27,9 @@ def test_every_recipe_plans(clone: Path, recipe: Path) -> None:
 def test_the_demo_has_the_jobs_it_describes(clone: Path) -> None:
     assert jobs(snakemake("-n", folder=clone)) == {
         "fetch_source": 3, "prepare_source": 1, "validate_dataset": 2, "build_model": 1, "train_projector": 1,
-        "train_adapter": 1, "merge_adapter": 1, "convert_model": 1, "evaluate_checkpoint": 4, "check_leakage": 1,
-        "gate_training": 1, "count_tokens": 2,
-        "evaluate_baselines": 1, "compare_checkpoints": 1, "render_report": 1, "all": 1, "total": 23,
+        "train_adapter": 1, "merge_adapter": 1, "convert_model": 1, "ask_transformers": 4, "score_answers": 4,
+        "check_leakage": 1, "gate_training": 1, "count_tokens": 2, "evaluate_baselines": 1, "compare_checkpoints": 1,
+        "render_report": 1, "all": 1, "total": 27,
     }  # fmt: skip
 
 
@@ -37,19 +37,19 @@ def test_experiments_share_their_base_model(clone: Path) -> None:
     planned = jobs(snakemake("-n", "--configfile", "config/recipes/internvl2_2b.yaml", folder=clone))
     assert planned["train_adapter"] == planned["merge_adapter"] == planned["render_report"] == 3
     assert planned["build_model"] == planned["fetch_source"] == planned["validate_dataset"] == 1
-    assert planned["evaluate_checkpoint"] == 1 + 3 * 2  # the base once; after and blind of each
+    assert planned["ask_transformers"] == 1 + 3 * 2  # the base once; after and blind of each
 
 
 @pytest.mark.parametrize(
     ("target", "last"),
     [
         ("data", "validate_dataset"), ("pretrain", "train_projector"), ("finetune", "train_adapter"),
-        ("merge", "convert_model"), ("evaluate", "evaluate_checkpoint"), ("report", "render_report"),
+        ("merge", "convert_model"), ("evaluate", "score_answers"), ("report", "render_report"),
         ("digits", "render_report"),
     ],
 )  # fmt: skip
 def test_targets(clone: Path, target: str, last: str) -> None:
-    order = ["validate_dataset", "train_projector", "train_adapter", "convert_model", "evaluate_checkpoint",
+    order = ["validate_dataset", "train_projector", "train_adapter", "convert_model", "score_answers",
              "render_report"]  # fmt: skip
     planned = jobs(snakemake("-n", target, folder=clone))
     later = order[order.index(last) + 1 :]
@@ -91,7 +91,7 @@ def test_rulegraph_and_dag(clone: Path) -> None:
 
 
 def test_the_slurm_profile_is_found_by_its_name(clone: Path) -> None:
-    assert jobs(snakemake("-n", "--profile", "slurm", folder=clone))["total"] == 23
+    assert jobs(snakemake("-n", "--profile", "slurm", folder=clone))["total"] == 27
 
 
 OWN = """

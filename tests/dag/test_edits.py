@@ -45,6 +45,11 @@ def times(count: int, planned: Jobs) -> Jobs:
     return {rule: number * count for rule, number in planned.items()}
 
 
+def asked(count: int) -> Jobs:
+    """So many checkpoints answer, and their answers are scored."""
+    return {"ask_transformers": count, "score_answers": count}
+
+
 def to(old: str, new: str) -> Content:
     def replaced(content: bytes) -> bytes:
         assert old.encode() in content
@@ -77,19 +82,20 @@ NOTHING: Jobs = {}
 RENDER = {"render_report": 1}
 COMPARE = {"compare_checkpoints": 1, **RENDER}
 # one experiment: the final checkpoint with and without pictures, the pretrained one, the base model
-CONVERT = {"convert_model": 1, "evaluate_checkpoint": 2, **COMPARE}
+SCORE = {"score_answers": 4, **COMPARE}
+ASK = {"ask_transformers": 4, **SCORE}
+CONVERT = {"convert_model": 1, "ask_transformers": 2, "score_answers": 2, **COMPARE}
 MERGE = {"merge_adapter": 1, **CONVERT}
 FINETUNE = {"train_adapter": 1, **MERGE}
-PRETRAIN = {"train_projector": 1, **times(2, {**FINETUNE, "evaluate_checkpoint": 3})}
-EVALUATE = {"evaluate_checkpoint": 4, **COMPARE}
-MODEL = {"build_model": 1, "count_tokens": 3, **PRETRAIN, "evaluate_checkpoint": 8}
+PRETRAIN = {"train_projector": 1, **times(2, {**FINETUNE, **asked(3)})}
+MODEL = {"build_model": 1, "count_tokens": 3, **PRETRAIN, **asked(8)}
 LEAKAGE = {"check_leakage": 1, "gate_training": 1}
-DATASET = {"validate_dataset": 1, "count_tokens": 1, **LEAKAGE, **FINETUNE, "evaluate_checkpoint": 4,
+DATASET = {"validate_dataset": 1, "count_tokens": 1, **LEAKAGE, **FINETUNE, **ASK,
            "evaluate_baselines": 1}  # fmt: skip
 # everything that the two data sets of the tiny recipe reach: all but the answers of the base model to the other one
 SOURCE = {"fetch_source": 1, "prepare_source": 1, "validate_dataset": 2, "count_tokens": 2, **times(2, LEAKAGE),
-          **PRETRAIN, "evaluate_checkpoint": 7, "evaluate_baselines": 1}  # fmt: skip
-DATA = {"validate_dataset": 3, **times(2, LEAKAGE), **PRETRAIN, "count_tokens": 3, "evaluate_checkpoint": 8,
+          **PRETRAIN, **asked(7), "evaluate_baselines": 1}  # fmt: skip
+DATA = {"validate_dataset": 3, **times(2, LEAKAGE), **PRETRAIN, "count_tokens": 3, **asked(8),
         "evaluate_baselines": 2}  # fmt: skip
 EVERYTHING = {**SOURCE, **MODEL, **DATA}
 
@@ -110,8 +116,12 @@ CONFIGURATION = {
     "merging": Edit(MERGE, {"finetunes.qlora.merge": {"base": "quantized"}}),
     "conversion": Edit(CONVERT, {"finetunes.qlora.convert.dtype": "bfloat16"}),
     "merged weights need not stay": Edit(NOTHING, {"finetunes.qlora.merge": {"keep": False}}),
-    "answers": Edit({**EVALUATE, "evaluate_baselines": 1}, {"evaluations.held-out.max_new_tokens": 6}),
-    "metrics": Edit({**EVALUATE, "evaluate_baselines": 1}, {"evaluations.held-out.metrics": ["anls"]}),
+    "answers": Edit(ASK, {"evaluations.held-out.max_new_tokens": 6}),
+    "words around questions": Edit(ASK, {"evaluations.held-out.prompt": "{question} One word."}),
+    "metrics": Edit({**SCORE, "evaluate_baselines": 1}, {"evaluations.held-out.metrics": ["anls"]}),
+    "general ability": Edit(COMPARE, {"evaluations.held-out.general": True}),
+    "pictures left blank": Edit({**asked(1), **COMPARE}, {"evaluations.held-out.blind": "blank"}),
+    "two more checkpoints": Edit({**asked(2), **COMPARE}, {"experiments.tiny.checkpoints": ["adapter", "merged"]}),
     "blind": Edit(COMPARE, {"evaluations.held-out.blind": False}),
     "leakage": Edit(LEAKAGE, {"evaluations.held-out.leakage": "report"}),
     "leakage and rank": Edit(
@@ -119,7 +129,7 @@ CONFIGURATION = {
     ),
     "title": Edit(COMPARE, {"experiments.tiny.title": "Small models"}, words="title was Tiny models learn"),
     "evaluation under another name": Edit(
-        {**EVALUATE, "evaluate_baselines": 1, **LEAKAGE},
+        {**ASK, "evaluate_baselines": 1, **LEAKAGE},
         {"evaluations.held-out": GONE, "evaluations.other": {"dataset": "digit-questions", "max_new_tokens": 8},
          "experiments.tiny.evaluations": ["other"]},
     ),
@@ -157,7 +167,11 @@ CODE = {
                      words="workflow/vlmflow/training/trainer.py was edited"),
     "finetuning": Edit(times(2, FINETUNE), files={f"{PACKAGE}/training/finetune.py": code}),
     "merging": Edit(times(2, MERGE), files={f"{PACKAGE}/merge.py": code}),
-    "metrics": Edit(times(2, {**EVALUATE, "evaluate_baselines": 1}), files={f"{PACKAGE}/evaluation/metrics.py": code}),
+    "metrics": Edit(times(2, {**SCORE, "evaluate_baselines": 1}),
+                    files={f"{PACKAGE}/evaluation/metrics/anls.py": code}),
+    "engine": Edit({**times(2, {**asked(3), **COMPARE}), **asked(8)},
+                   files={f"{PACKAGE}/evaluation/engines/transformers.py": code}),
+    "other engine": Edit(NOTHING, files={f"{PACKAGE}/evaluation/engines/lmdeploy.py": code}),
     "leakage": Edit(times(2, LEAKAGE), files={f"{PACKAGE}/data/leakage.py": code}),
     "template": Edit(MODEL, files={f"{PACKAGE}/models/template.chatml.jinja": to("after, end", "after, last")}),
     "fetching": Edit(SOURCE, files={f"{PACKAGE}/fetch/wheel.py": code}),

@@ -16,7 +16,7 @@ PROFILES = ROOT / "workflow" / "profiles"
 @pytest.mark.parametrize("name", sorted(path.name for path in PROFILES.iterdir()))
 def test_every_profile_plans_the_demo(name: str, tmp_path: Path) -> None:
     arguments = ("-n", "--profile", f"workflow/profiles/{name}", "--config", f"results={tmp_path}")
-    assert jobs(snakemake(*arguments, folder=ROOT))["total"] == 23
+    assert jobs(snakemake(*arguments, folder=ROOT))["total"] == 27
 
 
 def test_the_pod_has_what_the_kubernetes_profile_hands_out() -> None:

@@ -12,7 +12,7 @@ import yaml
 from repository import ROOT, copy_repository, jobs, snakemake
 
 RECIPE = yaml.safe_load((ROOT / "config" / "recipes" / "sweep.yaml").read_text(encoding="utf-8"))
-ONE_MORE = {"train_adapter": 1, "merge_adapter": 1, "convert_model": 1, "evaluate_checkpoint": 4,
+ONE_MORE = {"train_adapter": 1, "merge_adapter": 1, "convert_model": 1, "ask_transformers": 4, "score_answers": 4,
             "compare_checkpoints": 1, "render_report": 1}  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_a_further_variant_adds_what_is_its_own(clone: Path) -> None:
     for rule in ("train_projector", "build_model", "check_leakage", "gate_training", "tabulate_sweep"):
         assert two[rule] == 1, rule
     assert two["count_tokens"] == 2  # of the pretrain and the finetune
-    assert two["evaluate_checkpoint"] == 2 * (2 + 2 * 2)  # two evaluations: before and pretrained once, after and blind
+    assert two["ask_transformers"] == 2 * (2 + 2 * 2)  # two evaluations: before and pretrained once, after and blind
     assert difference(three, two) == {**ONE_MORE, "total": sum(ONE_MORE.values())}
 
 

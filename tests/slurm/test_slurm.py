@@ -22,7 +22,7 @@ def test_whole_recipe_on_two_gpus(outcome: Outcome, undisturbed: Path) -> None:
     assert outcome.status == 0, outcome.seen
     assert set(outcome.states) == {"COMPLETED"}
     gpus = {allocation.rule: allocation.granted.get("gres/gpu") for allocation in outcome.allocations}
-    assert {"build_model", "validate_dataset", "count_tokens", "merge_adapter", "evaluate_checkpoint"} <= set(gpus)
+    assert {"build_model", "validate_dataset", "count_tokens", "merge_adapter", "ask_transformers"} <= set(gpus)
     assert {rule: count for rule, count in gpus.items() if count} == {"train_projector": "2", "train_adapter": "2"}
     assert outcome.training_facts["processes"] == 2
     assert_trained_alike(outcome.results / "pretrain" / "projector", undisturbed / "pretrain" / "projector")

@@ -77,3 +77,9 @@ def test_only_the_splits_in_question_are_compared(tmp_path: Path) -> None:
     asked = {"validation": evaluation(held_out, "validation"), "trained": evaluation(train, "train")}
     check_leakage([train], asked, tmp_path / "out.json")
     assert list(json.loads((tmp_path / "out.json").read_text())["evaluations"]) == ["validation"]
+
+
+def test_all_of_another_data_set_is_compared(tmp_path: Path) -> None:
+    train, benchmark = data(tmp_path, "train", x=5), data(tmp_path, "benchmark", x=5, y=6)
+    with pytest.raises(UserError, match=r"evaluation whole: 1 of 2 pictures \(benchmark/x.png = train/x.png\)"):
+        check_leakage([train], {"whole": evaluation(benchmark, "train")}, tmp_path / "out.json")

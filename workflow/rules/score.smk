@@ -80,7 +80,7 @@ rule evaluate_baselines:
         mem_mb=lambda w, attempt: growing(4000, attempt),
         runtime=lambda w, attempt: growing(60, attempt),
     params:
-        config=lambda w: plan.evaluation_params(w.name),
+        config=lambda w: plan.baseline_params(w.name),
         code=plan.code("evaluate_baselines"),
     message:
         "Majority and nearest-neighbour answers for {wildcards.name}"

@@ -84,15 +84,17 @@ def _caches(results: Path, folders: dict[str, list[str]], item: Callable[[str, P
             yield item("cache/features", path, note)
     for path in _entries(results / "cache" / "pictures"):
         yield item("cache/pictures", path, "" if path.stem in folders["data"] else _UNNAMED)
-    if (results / "cache" / "generated").is_dir():
-        yield item("cache", results / "cache" / "generated", "")
+    for name in ("generated", "answers", "judged"):
+        if (results / "cache" / name).is_dir():
+            yield item("cache", results / "cache" / name, "")
 
 
 def _runs(folders: dict[str, list[str]]) -> set[str]:
     """Folders of an evaluation: one per checkpoint and way of asking."""
-    stages = {"model": "models", "pretrain": "pretrain", "converted": "converted"}
+    stages = {"model": "models", "pretrain": "pretrain", "adapter": "finetune", "merged": "merged",
+              "converted": "converted"}  # fmt: skip
     checkpoints = [f"{kind}-{name}" for kind, stage in stages.items() for name in folders[stage]]
-    return {name for checkpoint in checkpoints for name in (checkpoint, f"{checkpoint}+blind")}
+    return {f"{checkpoint}{way}" for checkpoint in checkpoints for way in ("", "+blind", "+blank")}
 
 
 def _others(folder: Path, names: set[str]) -> list[Path]:

@@ -8,7 +8,7 @@ from vlmflow.plan.judge import JudgePlan
 from vlmflow.plan.nodes import LAUNCH
 from vlmflow.plan.values import as_json, without
 
-_AT_ONCE = 8
+_AT_ONCE, _AT_ONCE_ON_A_GPU = 8, 32
 _ASKED = ("split", "limit", "prompt", "backend", "max_new_tokens", "max_tiles")
 """Keys of an evaluation that its answers depend on, besides those of LMDeploy."""
 
@@ -52,9 +52,9 @@ class EvaluationPlan(JudgePlan):
         """What answers depend on."""
         return as_json(self._asked(name))
 
-    def score_params(self, name: str) -> str:
-        """What scores depend on."""
-        return self.evaluation_params(name)
+    def baseline_params(self, name: str) -> str:
+        """What the scores of answers that no model gave depend on."""
+        return as_json({key: self.evaluation(name)[key] for key in ("split", "limit", "metrics", "chinese")})
 
     def parity_params(self, name: str) -> str:
         return as_json({**self._asked(name), "parity": self.evaluation(name)["parity"]})
@@ -72,7 +72,8 @@ class EvaluationPlan(JudgePlan):
 
     def evaluation_batch(self, name: str) -> int:
         """Questions that are answered at once in transformers."""
-        return self.resource("evaluations", name, "micro_batch_size") or _AT_ONCE
+        default = _AT_ONCE_ON_A_GPU if self.resource("evaluations", name, "gpu") else _AT_ONCE
+        return self.resource("evaluations", name, "micro_batch_size") or default
 
     def evaluation_launcher(self, name: str) -> str:
         """The command that starts an evaluation: one process, on GPUs that no other job has."""

@@ -27,6 +27,7 @@ class HousekeepingPlan(Nodes):
                 "models": list(config["models"]),
                 "tokens": tokens,
                 **trainings,
+                "assembled": trainings["pretrain"],
                 "merged": finetunes,
                 "converted": finetunes,
                 "official": [name for name in finetunes if config["finetunes"][name]["convert"]["official"]],
