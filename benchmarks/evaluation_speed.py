@@ -104,14 +104,16 @@ def run_transformers(source: Source, settings: Settings, questions: list[Questio
     return rate(len(questions), lambda: answer_all(engine, questions, cache))
 
 
-def run_lmdeploy(source: Source, settings: Settings, questions: list[Question], cache: Path) -> dict[str, float]:
+def run_lmdeploy(
+    source: Source, settings: Settings, questions: list[Question], cache: Path, gpus: int
+) -> dict[str, float]:
     """Medians of three runs of each, by turns, on one engine."""
     from lmdeploy import GenerationConfig
 
     from vlmflow.evaluation.engines.lmdeploy import LmdeployEngine
 
     started = time.monotonic()
-    engine = LmdeployEngine(source, settings, _LMDEPLOY, 1)
+    engine = LmdeployEngine(source, settings, _LMDEPLOY, gpus)
     print(f"LMDeploy started in {time.monotonic() - started:.0f} s", flush=True)
     pipe = engine.pipe
     own, greedy = pipe.async_engine.prompt_processor, GenerationConfig(max_new_tokens=settings.max_new_tokens)
@@ -151,6 +153,7 @@ def main() -> None:
     parser.add_argument(
         "--engines", nargs="*", choices=("transformers", "lmdeploy"), default=["transformers", "lmdeploy"]
     )
+    parser.add_argument("--gpus", type=int, default=1, help="that LMDeploy spreads one model over")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     size = _TINY if options.tiny else _SIZE
@@ -159,7 +162,7 @@ def main() -> None:
     questions = make_questions(options.work / "pictures", options.questions, min(64, options.questions), size)
     found: dict[str, float] = {}
     if "lmdeploy" in options.engines:
-        found |= run_lmdeploy(source, settings, questions, cache)
+        found |= run_lmdeploy(source, settings, questions, cache, options.gpus)
     for batch in options.batches if "transformers" in options.engines else ():
         some = questions[: max(8, min(len(questions), 8 * batch))]
         found[f"transformers, {batch} at once"] = run_transformers(source, settings, some, batch, cache)

@@ -104,17 +104,35 @@ def distributions(modules: set[str]) -> set[str]:
     return {canonicalize_name(name) for module in others for name in known.get(module, [module])}
 
 
-def test_stages_import_nothing_that_their_environment_lacks(lists: dict[str, dict[str, str]]) -> None:
+def scripts_of(environment: str) -> set[str]:
+    """The scripts that rules run in an environment, with the one that starts them on GPUs."""
+    rules = [rule for path in (WORKFLOW / "rules").glob("*.smk") for rule in path.read_text().split("\nrule ")[1:]]
+    inside = [rule for rule in rules if f'"../../envs/{environment}.yaml"' in rule]
+    return {"launch"}.union(*(re.findall(r"\{SCRIPTS\}/(\w+)\.py", rule) for rule in inside))
+
+
+def imported(scripts: set[str]) -> set[str]:
+    """Top-level modules that scripts import, wherever in the package."""
     modules = set[str]()
-    files = {name for script in (WORKFLOW / "scripts").glob("*.py") for name in code_of(script) if name.endswith(".py")}
-    for name in files:
-        for node in ast.walk(ast.parse((WORKFLOW / name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                modules.add(node.module.split(".")[0])
-    assert {"torch", "numpy", "yaml"} <= modules
-    assert distributions(modules) - {"triton"} <= set(lists["train"])
+    for name in {name for script in scripts for name in code_of(WORKFLOW / "scripts" / f"{script}.py")}:
+        if name.endswith(".py"):
+            for node in ast.walk(ast.parse((WORKFLOW / name).read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    modules |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    modules.add(node.module.split(".")[0])
+    return modules
+
+
+def test_stages_import_nothing_that_their_environment_lacks(lists: dict[str, dict[str, str]]) -> None:
+    engine = scripts_of("lmdeploy")
+    assert engine == {"launch", "ask_lmdeploy"}
+    assert imported(engine) >= {"lmdeploy", "torch", "msgspec", "PIL"}
+    assert distributions(imported(engine)) <= set(lists["lmdeploy"])
+    others = {path.stem for path in (WORKFLOW / "scripts").glob("*.py")} - engine | {"launch"}
+    assert others >= scripts_of("train")
+    assert imported(others) >= {"torch", "numpy", "yaml"}
+    assert distributions(imported(others)) - {"triton"} <= set(lists["train"])
 
 
 def test_planning_needs_the_controller_environment_only(lists: dict[str, dict[str, str]], tmp_path: Path) -> None:

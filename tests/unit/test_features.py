@@ -20,6 +20,7 @@ from test_tokens import internvl
 from transformers import AutoModelForImageTextToText, InternVLConfig, InternVLVisionConfig, LlamaConfig
 
 from conftest import make_tokens
+from vlmflow.data.read import load_pictures
 from vlmflow.data.records import Image, Record, Turn, write_records
 from vlmflow.errors import UserError
 from vlmflow.files import sha256_file, write_manifest
@@ -29,7 +30,7 @@ from vlmflow.training import feature_blocks, features
 from vlmflow.training.feature_blocks import Blocks
 from vlmflow.training.features import FeatureCache, tower_hash
 from vlmflow.training.options import Execution
-from vlmflow.training.samples import Samples, load_pictures
+from vlmflow.training.samples import Samples
 
 GB = 1e9
 Open = Callable[..., FeatureCache | None]

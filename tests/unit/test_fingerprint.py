@@ -73,8 +73,15 @@ def test_a_module_reaches_exactly_its_users(changed: Edit) -> None:
 
 def test_imports_count_transitively(changed: Edit) -> None:
     users = changed("vlmflow/models/template.py", "IGNORED = -100", "IGNORED = -101")
-    assert users >= {"build_model", "train_projector", "train_adapter", "merge_adapter", "evaluate_checkpoint"}
-    assert not users & {"fetch_source", "prepare_source", "validate_dataset"}
+    assert users >= {
+        "build_model",
+        "train_projector",
+        "train_adapter",
+        "merge_adapter",
+        "ask_transformers",
+        "ask_lmdeploy",
+    }
+    assert not users & {"fetch_source", "prepare_source", "validate_dataset", "score_answers"}
 
 
 @pytest.mark.parametrize(
@@ -124,9 +131,16 @@ def test_what_is_kept_from_earlier_runs_changes_nothing(package: Path) -> None:
 def test_every_data_file_of_the_package_counts_somewhere() -> None:
     reached = {file for script in (WORKFLOW / "scripts").glob("*.py") for file in code_of(script)}
     data = {path for path in (WORKFLOW / "vlmflow").rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    data -= set((WORKFLOW / "vlmflow" / "chat").iterdir())  # makes no results
     assert {path.relative_to(WORKFLOW).as_posix() for path in data if path.is_file()} <= reached
 
 
 def test_how_a_training_is_launched_is_no_part_of_its_code() -> None:
     for stage in ("train_projector", "train_adapter"):
         assert not [file for file in code_of(WORKFLOW / "scripts" / f"{stage}.py") if "/cluster/" in file]
+
+
+def test_an_edit_of_training_or_of_the_metrics_asks_lmdeploy_nothing_again() -> None:
+    reached = code_of(WORKFLOW / "scripts" / "ask_lmdeploy.py")
+    assert not [file for file in reached if "/training/" in file or "/metrics/" in file or "/plan/" in file]
+    assert not [file for file in code_of(WORKFLOW / "scripts" / "ask_transformers.py") if "/metrics/" in file]

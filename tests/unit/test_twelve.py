@@ -14,6 +14,7 @@ from conftest import make_tokens
 from official import make_llava_parts, make_official
 from reference import reference_logits
 from vlmflow.convert.official import convert_official
+from vlmflow.data.read import load_pictures, read_split
 from vlmflow.data.records import Turn
 from vlmflow.merge import merge_adapter
 from vlmflow.models.build import build_model
@@ -22,7 +23,6 @@ from vlmflow.models.pictures import picture_lengths, pixel_values
 from vlmflow.models.published import published, published_names
 from vlmflow.models.template import encode_prompt
 from vlmflow.training.finetune import train_adapter
-from vlmflow.training.samples import load_pictures, read_split
 from vlmflow.weights.checkpoint import Checkpoint
 
 Options = Callable[..., dict[str, Any]]

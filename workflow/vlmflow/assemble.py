@@ -11,7 +11,7 @@ from vlmflow.errors import UserError
 from vlmflow.files import read_manifest, staged_directory, write_manifest
 from vlmflow.models.directory import copy_side_files
 from vlmflow.provenance import write_provenance
-from vlmflow.training.parts import PartWeights
+from vlmflow.training.parts import PartWeights, check_base
 from vlmflow.weights.checkpoint import Checkpoint
 from vlmflow.weights.mapping import SAME, Piece
 from vlmflow.weights.skeleton import expected_tensors
@@ -23,6 +23,7 @@ def assemble_pretrained(model: Path, pretrained: Path, output: Path) -> None:
 
     They are stored in the model's number format. Raises :class:`UserError` for parts of another model.
     """
+    check_base(model, pretrained)
     inputs = {"model": read_manifest(model)["hash"], "pretrained": read_manifest(pretrained, verify=True)["hash"]}
     network, base = AutoConfig.from_pretrained(model.parent, local_files_only=True), Checkpoint(model.parent)
     parts = PartWeights(pretrained.parent, network)

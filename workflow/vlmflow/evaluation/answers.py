@@ -13,6 +13,7 @@ from vlmflow.errors import UserError
 from vlmflow.files import read_json
 
 _AGAIN = "delete it and run snakemake again"
+_OF_A_RUN = ("checkpoint", "generation", "inputs", "engine")
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -25,16 +26,37 @@ class Answer(msgspec.Struct, frozen=True):
     prompt: str
 
 
+class _Line(Answer, frozen=True, kw_only=True):
+    """An answer in a file, with its record's id."""
+
+    id: str
+
+
+class _File(msgspec.Struct, frozen=True):
+    """A part of a run."""
+
+    facts: dict[str, Any]
+    answers: list[_Line]
+
+
+def writable(answer: Answer) -> Answer:
+    """The answer with question marks for halves of characters, which no file can hold."""
+    text = answer.prediction.encode("utf-8", "replace").decode("utf-8")
+    return msgspec.structs.replace(answer, prediction=text)
+
+
 def read_facts(files: Sequence[Path]) -> dict[str, Any]:
     """What the answer files of one run say of checkpoint, settings, inputs and engine; ``seconds`` are added up.
 
     Raises :class:`UserError` if they are not parts of one run.
     """
-    found = [_read(file)["facts"] for file in files]
+    found = [_read(file).facts for file in files]
     for file, facts in zip(files, found, strict=True):
-        for key in ("checkpoint", "generation", "inputs", "engine"):
-            if facts.get(key) != found[0].get(key):
-                reason = f"{key} is {facts.get(key)}, in {files[0]} it is {found[0].get(key)}"
+        if absent := [key for key in (*_OF_A_RUN, "seconds") if key not in facts]:
+            raise UserError(f"no answers of a checkpoint: {absent[0]} is not told", _AGAIN, file=file)
+        for key in _OF_A_RUN:
+            if facts[key] != found[0][key]:
+                reason = f"{key} is {facts[key]}, in {files[0]} it is {found[0][key]}"
                 raise UserError(reason, "delete both and run snakemake again", file=file, field=key)
     return {**found[0], "seconds": round(sum(facts["seconds"] for facts in found), 1)}
 
@@ -43,14 +65,10 @@ def read_answers(files: Sequence[Path]) -> dict[str, Answer]:
     """Record id -> answer of all parts of a run. Raises :class:`UserError` for a record that is there twice."""
     answers: dict[str, Answer] = {}
     for file in files:
-        for line in _read(file)["answers"]:
-            try:
-                name, answer = line["id"], msgspec.convert(line, Answer)
-            except (KeyError, TypeError, msgspec.ValidationError) as error:
-                raise UserError(f"not an answer: {error}", _AGAIN, file=file) from None
-            if name in answers:
-                raise UserError("the record is answered twice", _AGAIN, file=file, record=name)
-            answers[name] = answer
+        for line in _read(file).answers:
+            if line.id in answers:
+                raise UserError("the record is answered twice", _AGAIN, file=file, record=line.id)
+            answers[line.id] = writable(Answer(line.prediction, line.finish, line.tokens, line.prompt))
     return answers
 
 
@@ -81,8 +99,8 @@ def _line(record: Record, answer: Answer) -> dict[str, Any]:
     }
 
 
-def _read(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(file)
-    if not isinstance(content, dict) or not {"facts", "answers"} <= content.keys():
-        raise UserError("no answers of a checkpoint", _AGAIN, file=file)
-    return content
+def _read(file: Path) -> _File:
+    try:
+        return msgspec.convert(read_json(file), _File)
+    except msgspec.ValidationError as error:
+        raise UserError(f"no answers of a checkpoint: {error}", _AGAIN, file=file) from None

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vlmflow.errors import UserError
 from vlmflow.evaluation.engines import Engine, Source
 from vlmflow.evaluation.questions import Question, questions_of, read_evaluated, shard_of
 from vlmflow.evaluation.store import AnswerStore
@@ -71,9 +72,8 @@ def _ask(engine: Engine, questions: list[Question], store: AnswerStore, count: i
     started = spoken = time.monotonic()
     done = 0
     try:
-        for group in engine.answer(questions, frozenset(store.known)):
-            if group:
-                store.add(group)
+        for group in filter(None, engine.answer(questions, frozenset(store.known))):
+            store.add(group)
             done, now = done + len(group), time.monotonic()
             if now - spoken > _SPOKEN or done == count:
                 spoken, rate = now, done / (now - started)
@@ -81,3 +81,7 @@ def _ask(engine: Engine, questions: list[Question], store: AnswerStore, count: i
                 logger.info("%d/%d answers, %.2f a second, %s left", done, count, rate, left)
     finally:
         engine.close()
+    missing = [question.id for question in questions if question.key not in store.known]
+    if missing:
+        reason = f"the engine ended without an answer to {count - done} of {count} questions"
+        raise UserError(reason, "run snakemake again: it goes on with the rest", record=missing[0])

@@ -27,6 +27,10 @@ def check_parity(
     """
     questions = _spread(questions_of(read_evaluated(config, data), config["prompt"], checkpoint), config["parity"])
     source, other = Source(model), read_answers(answers)
+    if missing := [question.id for question in questions if question.id not in other]:
+        raise UserError(
+            "not answered", "delete the answers and run snakemake again", file=answers[0], record=missing[0]
+        )
     engine = TransformersEngine(source, Settings(config["max_new_tokens"], config["max_tiles"]), batch_size)
     found = {key: answer for group in engine.answer(questions, ()) for key, answer in group.items()}
     for question in questions:

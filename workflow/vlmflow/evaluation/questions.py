@@ -13,10 +13,10 @@ import msgspec
 import numpy as np
 from PIL import Image as Pictures
 
-from vlmflow.data.records import Record, Turn
+from vlmflow.data.read import load_pictures, read_split
+from vlmflow.data.records import Image, Record, Turn
 from vlmflow.errors import UserError
 from vlmflow.files import sha256_json
-from vlmflow.training.samples import load_pictures, read_split
 
 PLACE = "{question}"
 """Stands for the question in an evaluation's ``prompt``."""
@@ -72,11 +72,20 @@ def read_evaluated(config: dict[str, Any], data: Path) -> list[Record]:
 def questions_of(records: Sequence[Record], prompt: str | None, checkpoint: str) -> list[Question]:
     """The questions in the words of ``prompt``.
 
-    A ``checkpoint`` with ``+blind`` is shown the pictures of another record, one with ``+blank`` grey ones.
+    A ``checkpoint`` with ``+blind`` is shown other records' pictures, or grey ones where no other record has as many;
+    one with ``+blank`` is shown grey ones.
     """
-    shown = shuffle_pictures(records) if checkpoint.endswith("+blind") else records
-    blank = checkpoint.endswith("+blank")
-    return [Question(record.id, asked_turns(record, prompt), record, blank) for record in shown]
+    blind, blank = checkpoint.endswith("+blind"), checkpoint.endswith("+blank")
+    shown = shuffle_pictures(records) if blind else records
+    return [
+        Question(
+            record.id,
+            asked_turns(record, prompt),
+            record,
+            blank or (blind and bool(own.images) and record.images == own.images),
+        )
+        for record, own in zip(shown, records, strict=True)
+    ]
 
 
 def asked_turns(record: Record, prompt: str | None) -> tuple[Turn, ...]:
@@ -96,14 +105,21 @@ def shard_of(questions: Sequence[Question], shard: str) -> list[Question]:
 
 
 def shuffle_pictures(records: Sequence[Record], seed: int = 0) -> list[Record]:
-    """Each record with the pictures of another one that has as many: what can be answered without looking."""
-    shuffled = list(records)
-    groups: dict[int, list[int]] = {}
-    for index, record in enumerate(records):
-        groups.setdefault(len(record.images), []).append(index)
-    for count, members in groups.items():
-        if count and len(members) > 1:
-            order = np.random.default_rng(seed).permutation(members).tolist()
-            for index, other in zip(order, [*order[1:], order[0]], strict=True):
-                shuffled[index] = msgspec.structs.replace(records[index], images=records[other].images)
-    return shuffled
+    """Each record with other pictures, as many, of another record: what can be answered without looking.
+
+    Records that show the same pictures get the same ones. Pictures stay
+    if there are no others of the same number.
+    """
+    groups: dict[int, dict[tuple[str, ...], tuple[Image, ...]]] = {}
+    for record in records:
+        groups.setdefault(len(record.images), {})[_content(record)] = record.images
+    following: dict[tuple[str, ...], tuple[Image, ...]] = {}
+    for group in groups.values():
+        contents = list(group)
+        order = [contents[place] for place in np.random.default_rng(seed).permutation(len(contents))]
+        following |= {content: group[other] for content, other in zip(order, [*order[1:], order[0]], strict=True)}
+    return [msgspec.structs.replace(record, images=following[_content(record)]) for record in records]
+
+
+def _content(record: Record) -> tuple[str, ...]:
+    return tuple(image.sha256 for image in record.images)

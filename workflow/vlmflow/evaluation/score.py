@@ -31,10 +31,11 @@ def score_answers(
     judge. Raises :class:`UserError` for answers of another checkpoint, other settings or other data.
     """
     facts = read_facts(answers)
-    for key, expected in (("checkpoint", checkpoint), ("data", read_manifest(data)["hash"])):
-        found = facts["checkpoint"] if key == "checkpoint" else facts["inputs"]["data"]
-        if found != expected:
-            reason = f"answers of {key} {found}, not of {expected}"
+    told = {"checkpoint": facts["checkpoint"], "data": facts["inputs"].get("data"), **facts["generation"]}
+    now = {"checkpoint": checkpoint, "data": read_manifest(data)["hash"], **config}
+    for key, found in told.items():
+        if found != now.get(key):
+            reason = f"answers of {key} {found}, not of {now.get(key)}"
             raise UserError(reason, "delete it and run snakemake again", file=answers[0], field=key)
     records = read_evaluated(config, data)
     given = {"judge": read_judged(judged)} if judged else None

@@ -17,6 +17,10 @@ def unanswerable(config: dict[str, Any]) -> Iterator[str]:
     """Evaluations and checkpoints that no job could make; ``config`` has all its defaults."""
     for name, node in config["evaluations"].items():
         yield from (f"evaluations.{name}.{problem}" for problem in _evaluation(node))
+        shares = config["datasets"].get(node["dataset"], {}).get("split", {})
+        if shares.get(node["split"]) == 0:
+            place = f"datasets.{node['dataset']}.split.{node['split']}"
+            yield f"evaluations.{name}.split: {place} is 0, so that there is nothing to ask"
     yield from judge_contradictions(config)
     for name, node in config["experiments"].items():
         for checkpoint in node["checkpoints"]:
@@ -43,7 +47,7 @@ def _checkpoint(config: dict[str, Any], experiment: dict[str, Any], checkpoint: 
         return f"no '{name}' in {section}{nearest(name, list(config[section]))}"
     if kind == "merged" and not config["finetunes"][name]["merge"]["keep"]:
         return f"its weights are deleted after conversion; set finetunes.{name}.merge.keep to true"
-    engines = {config["evaluations"][other]["backend"] for other in experiment["evaluations"]}
-    if kind == "adapter" and "lmdeploy" in engines:
+    asked = [config["evaluations"][other] for other in experiment["evaluations"] if other in config["evaluations"]]
+    if kind == "adapter" and any(node["backend"] == "lmdeploy" for node in asked):
         return "LMDeploy loads whole model directories; name `merged`, or ask with `backend: transformers`"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import msgspec
 
 from vlmflow.errors import UserError
-from vlmflow.evaluation.answers import Answer
+from vlmflow.evaluation.answers import Answer, writable
 from vlmflow.files import sha256_json, write_json
 
 
@@ -39,11 +40,12 @@ class AnswerStore:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._stream.close()
+        with suppress(OSError):  # :meth:`add` has said what could not be written
+            self._stream.close()
 
     def add(self, group: Mapping[str, Answer]) -> None:
         """Keep answers by key of their questions; they are on the disk when this returns."""
-        whole = {key: _writable(answer) for key, answer in group.items()}
+        whole = {key: writable(answer) for key, answer in group.items()}
         try:
             self._stream.write(msgspec.json.encode(whole) + b"\n")
             self._stream.flush()
@@ -55,15 +57,7 @@ class AnswerStore:
 
 
 def _groups(file: Path) -> Iterator[dict[str, Answer]]:
-    """The groups of answers in a file, up to a line that was not written to its end."""
+    """The groups of answers in a file, less lines that a power cut or a kill left half-written."""
     for line in file.read_bytes().split(b"\n")[:-1]:
-        try:
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
             yield msgspec.json.decode(line, type=dict[str, Answer])
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return
-
-
-def _writable(answer: Answer) -> Answer:
-    """The answer with question marks for halves of characters, which no file can hold."""
-    text = answer.prediction.encode("utf-8", "replace").decode("utf-8")
-    return msgspec.structs.replace(answer, prediction=text)

@@ -7,11 +7,10 @@ from typing import Any
 
 from peft import PeftModel
 
-from vlmflow.errors import UserError
-from vlmflow.files import read_manifest
 from vlmflow.lora import ADAPTER
 from vlmflow.training.adapters import load_base
 from vlmflow.training.options import trained_with
+from vlmflow.training.parts import check_base
 
 
 def load_adapted(model: Path, adapter: Path) -> Any:
@@ -20,12 +19,7 @@ def load_adapted(model: Path, adapter: Path) -> Any:
     In the number format that training computed in, on this process's device. Raises :class:`UserError` for an adapter
     of another base.
     """
-    base, trained = read_manifest(model)["hash"], read_manifest(adapter).get("base")
-    if trained is None:
-        raise UserError("no result of fine-tuning", "name the manifest.json of one", file=adapter)
-    if trained != base:
-        reason = f"trained over base {trained[:12]}, not over {base[:12]}"
-        raise UserError(reason, "name the model that it belongs to", file=adapter.parent)
+    check_base(model, adapter)
     network = load_base(model, trained_with(adapter.parent / "provenance.json"), adapter)
     if (adapter.parent / ADAPTER).is_file():
         network = PeftModel.from_pretrained(network, adapter.parent)

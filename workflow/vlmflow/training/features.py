@@ -23,6 +23,7 @@ import torch
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 
+from vlmflow.data.read import load_pictures
 from vlmflow.data.records import Record
 from vlmflow.files import read_manifest, sha256_json
 from vlmflow.fingerprint import fingerprint
@@ -30,7 +31,7 @@ from vlmflow.models import families
 from vlmflow.models.families import family_of, family_of_model
 from vlmflow.training.feature_blocks import Blocks
 from vlmflow.training.options import Execution
-from vlmflow.training.samples import Samples, load_pictures
+from vlmflow.training.samples import Samples
 
 _log = logging.getLogger(__name__)
 _BLOCK_PICTURES = 64

@@ -45,6 +45,16 @@ def trained_in_full(options: PretrainOptions | FinetuneOptions) -> list[str]:
     return [part for part in PARTS if learns[part]]
 
 
+def check_base(model: Path, trained: Path) -> None:
+    """Raise :class:`UserError` unless a training (``trained``) was over this ``model``; both are manifests."""
+    base, over = read_manifest(model)["hash"], read_manifest(trained).get("base")
+    if over is None:
+        raise UserError("no result of a training", "name the manifest.json of one", file=trained)
+    if over != base:
+        reason = f"trained over base {over[:12]}, not over {base[:12]}"
+        raise UserError(reason, "name the model that it belongs to", file=trained.parent)
+
+
 def train_parts(model: Any, parts: Iterable[str]) -> None:
     """Let ``parts`` of a frozen model learn, in float32.
 

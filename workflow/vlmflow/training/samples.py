@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image as Pictures
-from PIL import ImageOps
 from torch.utils.data import Dataset
 
-from vlmflow.data.records import Record, RecordFile, read_records
+from vlmflow.data.read import load_pictures
+from vlmflow.data.records import RecordFile
 from vlmflow.errors import UserError
 from vlmflow.files import read_manifest
 from vlmflow.models.pictures import picture_lengths, pixel_values
@@ -24,25 +23,6 @@ if TYPE_CHECKING:
     from vlmflow.training.features import FeatureCache
 
 Batch = dict[str, Any]
-
-
-def read_split(manifest: Path, split: str) -> list[Record]:
-    """The records of one split of the data set beside ``manifest``."""
-    read_manifest(manifest)
-    return read_records(manifest.parent / f"{split}.jsonl")
-
-
-def load_pictures(record: Record) -> list[Pictures.Image]:
-    """The pictures of a record in RGB, upright as their EXIF orientation says."""
-    pictures = []
-    for image in record.images:
-        try:
-            with Pictures.open(image.path) as picture:
-                pictures.append(ImageOps.exif_transpose(picture).convert("RGB"))
-        except OSError as error:
-            advice = "it was there when the data set was checked; run snakemake again to check it anew"
-            raise UserError(f"cannot read the picture: {error}", advice, file=image.path, record=record.id) from error
-    return pictures
 
 
 @dataclass(frozen=True)

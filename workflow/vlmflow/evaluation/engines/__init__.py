@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlmflow.errors import UserError
 from vlmflow.evaluation.answers import Answer
 from vlmflow.evaluation.questions import Question
 from vlmflow.files import read_json
-from vlmflow.models.pictures import picture_lengths
-from vlmflow.models.template import encode_prompt
 
 
 @dataclass(frozen=True)
@@ -44,16 +41,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what it holds."""
-
-
-def prompt_ids(processor: Any, question: Question, max_tiles: int | None) -> list[int]:
-    """The token ids of a question, picture tokens expanded. A failure names the record."""
-    counts = picture_lengths(processor, question.sizes, max_tiles)
-    try:
-        return encode_prompt(processor.tokenizer, question.turns, counts)
-    except UserError as error:
-        problem = error.problem
-        raise UserError(problem.reason, problem.advice, record=question.id) from None
 
 
 def prompt_hash(ids: Sequence[int]) -> str:

@@ -9,47 +9,27 @@ is one of this process, from running.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import os
 import queue
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, NamedTuple
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 from vlmflow.errors import UserError
 from vlmflow.evaluation.answers import Answer
-from vlmflow.evaluation.ask import Part, ask
-from vlmflow.evaluation.engines import Settings, Source, decode, end_tokens, prompt_hash, prompt_ids
+from vlmflow.evaluation.engines import Settings, Source, decode, end_tokens, prompt_hash
+from vlmflow.evaluation.engines.inputs import Inputs
 from vlmflow.evaluation.questions import Question
 from vlmflow.files import read_json
-from vlmflow.fingerprint import fingerprint
 from vlmflow.models.directory import load_processor
-from vlmflow.models.pictures import picture_lengths, pixel_values
 from vlmflow.models.template import picture_token
 
 _PATIENCE = 600.0  # seconds without any answer, after which the engine counts as dead
 _HALVES = ("float16", "bfloat16")
 _CACHE_BITS = {16: 0, 8: 8, 4: 4}
 _TOWERS = ("clip_vision_model", "internvl_vision")
-
-
-def ask_lmdeploy(
-    config: dict[str, Any], model: Path, checkpoint: str, data: Path, shard: str, gpus: int, cache: Path, output: Path
-) -> None:
-    """Write the answers of ``checkpoint`` to part ``shard`` of an evaluation (:class:`vlmflow.evaluation.ask.Part`).
-
-    ``model`` is the manifest of a model directory, which ``gpus`` GPUs hold together. ``config``: split, limit, prompt,
-    max_new_tokens, max_tiles, lmdeploy.
-    """
-    source, settings = Source(model), Settings(config["max_new_tokens"], config["max_tiles"])
-    part, code = Part(config, checkpoint, data, shard, cache, output), fingerprint(Path(__file__))
-    options = config["lmdeploy"]
-    ask(part, source, lmdeploy_facts(source), code, lambda: LmdeployEngine(source, settings, options, gpus))
 
 
 class LmdeployEngine:
@@ -60,12 +40,8 @@ class LmdeployEngine:
         from lmdeploy import ChatTemplateConfig, GenerationConfig, PytorchEngineConfig, pipeline
 
         folder = source.model.parent
-        # before there is a GPU in this process: processes that are forked off later could not end
-        self._makers = ProcessPoolExecutor(
-            max(1, len(os.sched_getaffinity(0)) - 1), multiprocessing.get_context("fork"), _prepare, (source, settings)
-        )
-        self._makers.submit(os.getpid).result()  # starts one, and with it says what is wrong with the directory
         facts = lmdeploy_facts(source)
+        self._inputs = Inputs(source.model, settings, getattr(torch, facts["dtype"]))
         engine = PytorchEngineConfig(
             dtype=facts["dtype"],
             tp=gpus,
@@ -78,6 +54,7 @@ class LmdeployEngine:
         self.pipe.async_engine.prompt_processor.get_prompt_input = self._prompt_input
         self._greedy = GenerationConfig(max_new_tokens=settings.max_new_tokens, do_sample=False)
         self._tokenizer = load_processor(source.model).tokenizer
+        self._picture_token = self._tokenizer.convert_tokens_to_ids(picture_token(self._tokenizer))
         self._ends = end_tokens(folder)
         self._asked: dict[str, Question] = {}
         self._prompts: dict[str, str] = {}
@@ -89,6 +66,7 @@ class LmdeployEngine:
         keys = sorted(self._asked)
         if not keys:
             return
+        self._inputs.lengths(list(self._asked.values()))  # says what is too long before anything is asked
         responses = self.pipe.stream_infer(
             [[{"role": "user", "content": key}] for key in keys], gen_config=self._greedy, stream_response=False
         )
@@ -101,7 +79,7 @@ class LmdeployEngine:
 
     def close(self) -> None:
         """Stop the engine."""
-        self._makers.shutdown(wait=False, cancel_futures=True)
+        self._inputs.close()
         self.pipe.close()
 
     def _read(self, key: str, tokens: list[int], response: Any) -> Answer:
@@ -117,9 +95,8 @@ class LmdeployEngine:
     async def _prompt_input(self, prompt: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
         """In the place of LMDeploy's own: the ids and pixels of a question, which goes by its key."""
         key = prompt[0]["content"]
-        making = asyncio.get_running_loop().run_in_executor(self._makers, _inputs, self._asked[key])
         try:
-            made = await making
+            made = await asyncio.wrap_future(self._inputs.submit(self._asked[key]))
         except Exception as error:
             self._failed[key] = error
             raise
@@ -127,43 +104,15 @@ class LmdeployEngine:
         found = {"prompt": None, "input_ids": made.ids}
         if made.pixels is None:
             return found
-        tokens = len(made.pixels) and sum(made.lengths) // len(made.pixels)  # of one tile
-        parts = made.pixels.split([length // tokens for length in made.lengths])
+        tile = sum(made.lengths) // len(made.pixels)  # tokens of one
+        # a copy: LMDeploy cannot hand on to its own processes what it shares with ours
+        parts = made.pixels.clone().split([length // tile for length in made.lengths])
+        starts = _starts(made.ids, self._picture_token, made.lengths)
         pictures = [
-            {"pixel_values": part, "image_tokens": length, "image_token_id": made.token, "offset": start}
-            for part, length, start in zip(parts, made.lengths, made.starts, strict=True)
+            {"pixel_values": part, "image_tokens": length, "image_token_id": self._picture_token, "offset": start}
+            for part, length, start in zip(parts, made.lengths, starts, strict=True)
         ]
         return {**found, "multimodal": pictures}
-
-
-class _Made(NamedTuple):
-    """A question as LMDeploy's picture models want it: token ids, tiles (n, 3, height, width), and of each picture its
-    number of tokens and where they begin."""
-
-    ids: list[int]
-    pixels: torch.Tensor | None
-    token: int
-    lengths: list[int]
-    starts: list[int]
-
-
-_own: dict[str, Any] = {}
-"""What a process that makes inputs has loaded."""
-
-
-def _prepare(source: Source, settings: Settings) -> None:
-    torch.set_num_threads(1)
-    dtype = getattr(torch, lmdeploy_facts(source)["dtype"])
-    _own.update(processor=load_processor(source.model), tiles=settings.max_tiles, dtype=dtype)
-
-
-def _inputs(question: Question) -> _Made:
-    processor, tiles = _own["processor"], _own["tiles"]
-    ids = prompt_ids(processor, question, tiles)
-    token = processor.tokenizer.convert_tokens_to_ids(picture_token(processor.tokenizer))
-    lengths = picture_lengths(processor, question.sizes, tiles)
-    pixels = pixel_values(processor, question.pictures(), tiles).to(_own["dtype"]) if lengths else None
-    return _Made(ids, pixels, token, lengths, _starts(ids, token, lengths))
 
 
 def lmdeploy_facts(source: Source) -> dict[str, Any]:
@@ -176,8 +125,16 @@ def lmdeploy_facts(source: Source) -> dict[str, Any]:
         "backend": "lmdeploy",
         "dtype": stored if stored in _HALVES else "bfloat16",
         "device": "cuda",
-        "versions": {name: version(name) for name in ("lmdeploy", "transformers", "torch")},
+        "versions": {name: _version(name) for name in ("lmdeploy", "transformers", "torch")},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        advice = "run snakemake with --sdm conda, or load a module that has it (docs/environments.md)"
+        raise UserError(f"{package} is not installed where this runs", advice) from None
 
 
 def _check(source: Source) -> None:
