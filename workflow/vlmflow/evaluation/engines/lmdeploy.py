@@ -56,6 +56,7 @@ class LmdeployEngine:
         self._tokenizer = load_processor(source.model).tokenizer
         self._picture_token = self._tokenizer.convert_tokens_to_ids(picture_token(self._tokenizer))
         self._ends = end_tokens(folder)
+        self._several = gpus > 1
         self._asked: dict[str, Question] = {}
         self._prompts: dict[str, str] = {}
         self._failed: dict[str, Exception] = {}
@@ -105,8 +106,9 @@ class LmdeployEngine:
         if made.pixels is None:
             return found
         tile = sum(made.lengths) // len(made.pixels)  # tokens of one
-        # a copy: LMDeploy cannot hand on to its own processes what it shares with ours
-        parts = made.pixels.clone().split([length // tile for length in made.lengths])
+        # what this process shares with those that made it cannot be handed on to LMDeploy's, one for each GPU
+        pixels = made.pixels.clone() if self._several else made.pixels
+        parts = pixels.split([length // tile for length in made.lengths])
         starts = _starts(made.ids, self._picture_token, made.lengths)
         pictures = [
             {"pixel_values": part, "image_tokens": length, "image_token_id": self._picture_token, "offset": start}
