@@ -64,7 +64,7 @@ def test_predictions_of_vlmevalkit(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".xlsx", ".tsv", ".json"])
 def test_open_questions_with_several_answers_and_a_score(tmp_path: Path, suffix: str) -> None:
-    row = {"index": "a1", "question": "What is written?", "answer": "['12 l', \"12 L\"]", "prediction": None, "hit": 1}
+    row = {"index": "a1", "question": "What is written?", "answer": "['12 l', \"12 L\"]", "prediction": "", "hit": 1}
     line = read_one(tmp_path / f"m_OCR{suffix}", row)
     assert (line["reference"], line["references"], line["prediction"]) == ("12 l", ["12 l", "12 L"], "")
     assert line.get("scores") == (None if suffix == ".tsv" else {"hit": 1.0})  # text files hold no numbers
@@ -290,7 +290,9 @@ def test_what_a_sheet_cannot_hold_is_not_cut_off(tmp_path: Path, text: str) -> N
 
 @pytest.mark.parametrize(
     ("cell", "texts"),
-    [("a", ["a"]), ("", []), (None, []), (float("nan"), []), (3.0, ["3"]), (2.5, ["2.5"]), ("['a', 3]", ["a", "3"]),
+    [("a", ["a"]), ("", []), (None, []), (float("nan"), []), (3.0, ["3"]), (2.5, ["2.5"]), ("['a', 'b']", ["a", "b"]),
+     ("[]", []), ([], []), ("[10, 20]", ["[10, 20]"]), ([10, 20], ["[10, 20]"]), ("['a', 3]", ["['a', 3]"]),
+     ([[1, 2], [3, 4]], ["[[1, 2], [3, 4]]"]), ([["\u00e9"]], ['[["\u00e9"]]']), (["a", None], ['["a", null]']),
      ("[a]", ["[a]"]), ("[__import__('os')]", ["[__import__('os')]"]), ("[" * 5000 + "]" * 5000, None), (["x"], ["x"])],
 )  # fmt: skip
 def test_cells_are_parsed_and_never_run(cell: Any, texts: list[str] | None) -> None:

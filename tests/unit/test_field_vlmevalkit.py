@@ -79,6 +79,12 @@ def test_open_questions_and_lists_of_answers(tmp_path: Path) -> None:
     assert (record["conversations"][1]["value"], record["answers"]) == ("12", ["12 l"])
 
 
+@pytest.mark.parametrize("answer", ["[10, 20, 110, 220]", "[1]", "[[1, 2], [3, 4]]"])
+def test_a_box_or_numbers_are_one_answer(tmp_path: Path, answer: str) -> None:
+    (record,) = prepare(tmp_path, [row(A="", B="", answer=answer)])
+    assert (record["conversations"][1]["value"], record.get("answers")) == (answer, None)
+
+
 def test_several_pictures_and_their_places(tmp_path: Path) -> None:
     both = str([base64_of(picture("red")), base64_of(picture("blue", "JPEG"))])
     rows = [row(1, image=both), row(2, image=both, question="Is <image 2> like <image 1> or <image 2>?")]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -17,24 +19,23 @@ def as_text(cell: Any) -> str:
 
 
 def as_list(cell: Any) -> list[str]:
-    """The texts of a cell: ``['a', 'b']`` holds two, any other text is one, an empty cell holds none.
+    """The texts of a cell: ``['a', 'b']`` holds two, any other text is one, an empty cell and ``[]`` hold none.
 
-    The suites evaluate such cells as Python; here they are only parsed.
+    A list of anything but texts is one text: ``[10, 20, 110, 220]`` is a box. The suites evaluate such cells as Python;
+    here they are only parsed.
     """
     if isinstance(cell, list | tuple):
-        return [as_text(part) for part in cell]
+        return list(cell) if _are_texts(cell) else [json.dumps(cell, ensure_ascii=False)]
     text = as_text(cell)
     if text[:1] == "[" and text[-1:] == "]":
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             value = None
-        if isinstance(value, list):
-            return [as_text(part) for part in value]
+        if isinstance(value, list) and _are_texts(value):
+            return value
     return [text] if text else []
 
 
-def as_scores(cells: dict[str, Any]) -> dict[str, float]:
-    """Those of ``cells`` that are numbers or truth values."""
-    found = {name: cell for name, cell in cells.items() if isinstance(cell, int | float)}
-    return {name: float(cell) for name, cell in found.items() if math.isfinite(cell)}
+def _are_texts(parts: Sequence[Any]) -> bool:
+    return all(isinstance(part, str) for part in parts)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vlmflow.errors import UserError
+from vlmflow.errors import Problem, UserError
 from vlmflow.field import lmms_eval, vlmevalkit
 from vlmflow.field.predictions import is_ours, read_predictions, write_predictions
 
@@ -19,9 +22,10 @@ def import_main(argv: Sequence[str]) -> None:
     parser.add_argument("file", type=Path, help=_FILES)
     parser.add_argument("--output", type=Path, required=True, help="predictions.jsonl to write")
     arguments = parser.parse_args(argv)
+    _spare([arguments.file], [arguments.output])
     lines = read_predictions(arguments.file)
     write_predictions(arguments.output, lines)
-    print(f"{len(lines)} predictions: {arguments.output}")
+    _show(f"{len(lines)} predictions: {arguments.output}")
 
 
 def compare_main(argv: Sequence[str]) -> None:
@@ -34,12 +38,16 @@ def compare_main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for comparison.json, .md and .csv")
     parser.add_argument("--metrics", nargs="+", help="metrics of docs/metrics.md; the scores in the files by default")
     arguments = parser.parse_args(argv)
-    from vlmflow.evaluation.compare import compare_files  # with its libraries, only when it is run
-
-    before, after = (_ours(arguments.output, name, getattr(arguments, name)) for name in ("before", "after"))
-    comparison = arguments.output / "comparison.json"
-    compare_files(before, after, comparison, arguments.metrics)
-    print(comparison.with_suffix(".md").read_text(encoding="utf-8"))
+    given, comparison = {"before": arguments.before, "after": arguments.after}, arguments.output / "comparison.json"
+    if arguments.before.resolve() == arguments.after.resolve():
+        raise UserError("before and after are the same file", "name two files", file=arguments.after)
+    lines = {name: read_predictions(path) for name, path in given.items()}
+    copies = {name: arguments.output / f"{name}.jsonl" for name, path in given.items() if not is_ours(path)}
+    _spare(given.values(), [*copies.values(), *(comparison.with_suffix(suffix) for suffix in (".json", ".md", ".csv"))])
+    for name, copy in copies.items():
+        write_predictions(copy, lines[name])
+    _compare(given, {**given, **copies}, comparison, arguments.metrics)
+    _show(comparison.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 def export_main(argv: Sequence[str]) -> None:
@@ -53,20 +61,51 @@ def export_main(argv: Sequence[str]) -> None:
     parser.add_argument("--tsv", type=Path, help="vlmevalkit: the task's TSV, for its columns")
     parser.add_argument("--task", help="lmms-eval: name of the task")
     arguments = parser.parse_args(argv)
-    lines = read_predictions(arguments.predictions)
+    _spare([arguments.predictions, *([arguments.tsv] if arguments.tsv else [])], [arguments.output])
+    lines, total = read_predictions(arguments.predictions), None
     if arguments.layout == "vlmevalkit":
-        vlmevalkit.export(lines, arguments.tsv, arguments.output)
+        total = vlmevalkit.export(lines, arguments.tsv, arguments.output)
     elif arguments.task is None:
         raise UserError("no task is named", "add --task NAME, as in lmms-eval's --tasks", field="--task")
     else:
         lmms_eval.export(lines, arguments.task, arguments.output)
-    print(f"{len(lines)} predictions: {arguments.output}")
+    _show(f"{len(lines)} predictions: {arguments.output}")
+    if total is not None and len(lines) < total:
+        _show(f"{len(lines)} of the task's {total} rows: not the official number")
 
 
-def _ours(output: Path, name: str, path: Path) -> Path:
-    """A file of ours as it is; another one, read into the folder of the comparison."""
-    if is_ours(path):
-        return path
-    file = output / f"{name}.jsonl"
-    write_predictions(file, read_predictions(path))
-    return file
+def _spare(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """:class:`UserError` if an output is one of the user's files."""
+    written = {path.resolve() for path in outputs}
+    for path in inputs:
+        if path.resolve() in written:
+            raise UserError("would be overwritten", "give another --output", file=path)
+
+
+def _compare(given: dict[str, Path], files: dict[str, Path], comparison: Path, metrics: list[str] | None) -> None:
+    """Compare ``files``, and speak of them, in errors too, as the user's ``given`` ones."""
+    from vlmflow.evaluation.compare import compare_files  # with its libraries, only when it is run
+
+    labels = str(given["before"]), str(given["after"])
+    try:
+        compare_files(files["before"], files["after"], comparison, metrics, labels)
+    except UserError as error:
+        names = {str(file): str(given[name]) for name, file in files.items()}
+        raise _renamed(error.problem, names) from None
+
+
+def _renamed(problem: Problem, names: dict[str, str]) -> UserError:
+    """The problem with files called by other names."""
+    pattern = re.compile("|".join(map(re.escape, names)))
+    reason, file = (
+        pattern.sub(lambda found: names[found[0]], str(text or "")) for text in (problem.reason, problem.file)
+    )
+    return UserError(reason, problem.advice, file=file or None, record=problem.record, field=problem.field)
+
+
+def _show(text: str) -> None:
+    """Print; a reader that has read enough, as in ``| head``, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed when Python ends

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmflow.errors import UserError
-from vlmflow.field.cells import as_list, as_scores, as_text
+from vlmflow.field.cells import as_list, as_text
+from vlmflow.field.rows import name_of
+from vlmflow.field.scores import as_scores
 from vlmflow.field.tables import Row
 from vlmflow.files import write_text
 
@@ -28,15 +30,16 @@ def has(row: Row) -> bool:
 
 
 def lines(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Lines of predictions.jsonl; ``scores`` are lmms-eval's own metrics of a sample, as far as they are numbers.
+    """Lines of predictions.jsonl; ``scores`` are lmms-eval's own metrics of a sample, as far as they can be scores.
 
-    Of several filters the first one counts.
+    Of several filters the first one counts. Raises :class:`UserError` for a row without a ``doc_id`` or an answer.
     """
-    return [_line(path, row) for row in rows if row.get("filter") == rows[0].get("filter")]
+    first = rows[0].get("filter")
+    return [_line(path, number, row) for number, row in enumerate(rows, 1) if row.get("filter") == first]
 
 
-def _line(path: Path, row: Row) -> dict[str, Any]:
-    name = as_text(row["doc_id"])
+def _line(path: Path, number: int, row: Row) -> dict[str, Any]:
+    name = name_of(path, number, row, "doc_id")
     prediction = _answer(row.get("filtered_resps", row.get("resps")))
     if prediction is None:
         advice = "only tasks of one generated text per question (output_type generate_until) can be taken over"

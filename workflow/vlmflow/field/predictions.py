@@ -9,15 +9,16 @@ from typing import Any
 
 from vlmflow.errors import UserError
 from vlmflow.field import lmms_eval, vlmevalkit
-from vlmflow.field.tables import Row, read_rows
+from vlmflow.field.rows import cell_of, name_of
+from vlmflow.field.tables import Row, check_file, read_rows
 from vlmflow.files import read_json, write_text
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Lines of predictions.jsonl, from a file of ours, of lmms-eval or of VLMEvalKit.
 
-    Raises :class:`UserError` for another file, for no predictions, for a record that is there twice, and for an answer
-    that the suite did not get.
+    Raises :class:`UserError` for another file, for no predictions, for a row that lacks something, for a record that is
+    there twice, and for an answer that the suite did not get.
     """
     lines = vlmevalkit.read(path) if vlmevalkit.is_table(path) else _from_json(path)
     if not lines:
@@ -57,16 +58,23 @@ def _from_json(path: Path) -> list[dict[str, Any]]:
     if vlmevalkit.has(rows[0]):
         return vlmevalkit.lines(path, rows)
     if {"id", "question", "reference", "prediction"} <= rows[0].keys():
-        return rows
+        return [_our_line(path, number, row) for number, row in enumerate(rows, 1)]
     keys = ", ".join(list(rows[0])[:10])
     advice = "name predictions.jsonl, *_samples_*.jsonl of lmms-eval, or MODEL_TASK.xlsx of VLMEvalKit"
     raise UserError(f"not predictions: {keys}", advice, file=path)
 
 
+def _our_line(path: Path, number: int, row: Row) -> dict[str, Any]:
+    for column in ("question", "reference", "prediction"):
+        cell_of(path, number, row, column, str)
+    if "references" in row:
+        cell_of(path, number, row, "references", list)
+    return {**row, "id": name_of(path, number, row, "id")}
+
+
 def _logs(path: Path) -> list[Row]:
     """The rows of a JSON file: a list, or under ``logs`` as lmms-eval had them once."""
-    if not path.is_file():
-        raise UserError("no such file", "name a file that the suite wrote", file=path)
+    check_file(path)
     content = read_json(path)
     rows = content.get("logs") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

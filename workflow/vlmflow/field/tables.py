@@ -6,12 +6,14 @@ import csv
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import openpyxl
 from openpyxl.cell import WriteOnlyCell
 from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+from openpyxl.worksheet.formula import ArrayFormula
 
 from vlmflow.errors import UserError
 from vlmflow.files import read_json, write_text
@@ -31,8 +33,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def iterate_rows(path: Path) -> Iterator[Row]:
     """The rows of a table, one in memory at a time if it is tsv, csv, jsonl or xlsx."""
-    if not path.is_file():
-        raise UserError("no such file", "name a file that the suite wrote", file=path)
+    check_file(path)
     try:
         if path.suffix in _DELIMITERS:
             yield from _text(path, _DELIMITERS[path.suffix])
@@ -46,6 +47,13 @@ def iterate_rows(path: Path) -> Iterator[Row]:
             raise UserError(f"not one of {', '.join(SUFFIXES)}", "name a file that the suite wrote", file=path)
     except UnicodeDecodeError as error:
         raise UserError(f"no UTF-8 text: byte {error.start}", "save it as UTF-8", file=path) from None
+
+
+def check_file(path: Path) -> None:
+    """:class:`UserError` unless there is such a file."""
+    if not path.is_file():
+        reason = "a folder, not a file" if path.is_dir() else "no such file"
+        raise UserError(reason, "name a file that the suite wrote", file=path)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -89,7 +97,7 @@ def _sheet(path: Path) -> Iterator[Row]:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > _UNPACKED:
                 raise UserError("unpacks to more than 2 GB", "let the suite write tsv (PRED_FORMAT=tsv)", file=path)
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        book = openpyxl.load_workbook(path, read_only=True, data_only=False)
     except UserError:
         raise
     except Exception as error:  # a hostile file makes the reader raise anything
@@ -98,9 +106,16 @@ def _sheet(path: Path) -> Iterator[Row]:
         rows = book.worksheets[0].iter_rows(values_only=True)
         header = [str(name) for name in next(rows, ())]
         for cells in rows:
-            yield dict(zip(header, cells, strict=False))
+            yield dict(zip_longest(header, map(_value, cells[: len(header)]), fillvalue=""))
     finally:
         book.close()
+
+
+def _value(cell: Any) -> Any:
+    """A cell of a sheet; an empty one is an empty text, a formula is the text that it was before Excel took it."""
+    if isinstance(cell, ArrayFormula):
+        return f"{{{cell.text}}}"
+    return "" if cell is None else cell if isinstance(cell, str | int | float) else str(cell)
 
 
 def _lines(path: Path) -> Iterator[Row]:

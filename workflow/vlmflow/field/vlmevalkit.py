@@ -11,7 +11,9 @@ from typing import Any
 
 from vlmflow.errors import UserError
 from vlmflow.field import tasks
-from vlmflow.field.cells import as_list, as_scores, as_text
+from vlmflow.field.cells import as_list, as_text
+from vlmflow.field.rows import cell_of, name_of
+from vlmflow.field.scores import as_scores
 from vlmflow.field.tables import Row, iterate_rows, read_rows, write_rows
 
 FAILED = "Failed to obtain answer"
@@ -27,12 +29,16 @@ def has(row: Row) -> bool:
 
 
 def lines(path: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Lines of predictions.jsonl; ``scores`` are those of VLMEvalKit's own scorers, if the file has any."""
-    return [_line(path, row) for row in rows]
+    """Lines of predictions.jsonl; ``scores`` are those of VLMEvalKit's own scorers, if the file has any.
+
+    Raises :class:`UserError` for a row without an ``index`` or a ``prediction``; an empty answer is one.
+    """
+    return [_line(path, number, row) for number, row in enumerate(rows, 1)]
 
 
-def _line(path: Path, row: Row) -> dict[str, Any]:
-    index, prediction, accepted = as_text(row["index"]), as_text(row["prediction"]), tasks.accepted(row)
+def _line(path: Path, number: int, row: Row) -> dict[str, Any]:
+    index, accepted = name_of(path, number, row, "index"), tasks.accepted(row)
+    prediction = as_text(cell_of(path, number, row, "prediction", str | int | float))  # a column of digits has numbers
     if prediction.startswith(FAILED):
         advice = "run VLMEvalKit again with --reuse: it asks what has failed once more"
         raise UserError(f"no answer: {prediction[:200]}", advice, file=path, record=index)
@@ -51,8 +57,8 @@ def _line(path: Path, row: Row) -> dict[str, Any]:
     }
 
 
-def export(predictions: Sequence[dict[str, Any]], task: Path | None, output: Path) -> None:
-    """Write predictions so that VLMEvalKit's scorers can be run on them.
+def export(predictions: Sequence[dict[str, Any]], task: Path | None, output: Path) -> int | None:
+    """Write predictions so that VLMEvalKit's scorers can be run on them; return the number of rows of the whole task.
 
     ``task`` is the TSV that the records were prepared from: its columns, less the pictures, stand before
     ``prediction``. Without one the columns are what our lines hold, enough for open questions. Raises
@@ -60,17 +66,18 @@ def export(predictions: Sequence[dict[str, Any]], task: Path | None, output: Pat
     """
     if task is None:
         write_rows(output, [_row(line) for line in predictions])
-        return
-    answers = {line["id"]: line["prediction"] for line in predictions}
-    rows = [
-        {**{name: cell for name, cell in row.items() if name not in _PICTURES}, "prediction": answers.pop(index)}
-        for row in iterate_rows(task)
-        if (index := as_text(row.get("index"))) in answers
-    ]
+        return None
+    answers, rows, total = {line["id"]: line["prediction"] for line in predictions}, [], 0
+    for row in iterate_rows(task):
+        index, pictures = as_text(row.get("index")), [row.pop(name, "") for name in _PICTURES]
+        total += index in answers or any(pictures)  # a row without a picture is never asked
+        if index in answers:
+            rows.append({**row, "prediction": answers.pop(index)})
     if answers:
         reason = f"{len(answers)} predictions are of no row of {task}"
         raise UserError(reason, "name the TSV that the data set was prepared from", record=next(iter(answers)))
     write_rows(output, rows)
+    return total
 
 
 def _row(line: dict[str, Any]) -> Row:
