@@ -121,8 +121,8 @@ def test_markdown_is_written_beside(tmp_path: Path) -> None:
 
 
 def test_outcome() -> None:
-    assert [outcome(0, 1), outcome(1, 0.5), outcome(0, 0), outcome(0.5, 0.5), outcome(1, 1)] == [
-        "improved", "worse", "still_wrong", "still_wrong", "right"]  # fmt: skip
+    pairs = (0, 1), (1, 0.5), (0, 0), (0.5, 0.5), (1, 1)
+    assert [outcome(*pair, "anls") for pair in pairs] == ["improved", "worse", "still_wrong", "still_wrong", "right"]
 
 
 def test_other_records_are_refused_with_file_and_ids(tmp_path: Path) -> None:

@@ -70,9 +70,21 @@ def test_categories_that_got_worse_come_worst_first(tmp_path: Path) -> None:
 
 
 def test_outcome_of_both_directions() -> None:
-    assert [outcome(0.5, after, "lower") for after in (0.2, 0.5, 0.9)] == ["improved", "still_wrong", "worse"]
-    assert (outcome(0, 0, "lower"), outcome(0, 0, "higher"), outcome(1, 1, "lower")) == (
+    assert [outcome(0.5, after, "cer") for after in (0.2, 0.5, 0.9)] == ["improved", "still_wrong", "worse"]
+    assert (outcome(0, 0, "cer"), outcome(0, 0, "anls"), outcome(1, 1, "cer")) == (
         "right", "still_wrong", "still_wrong")  # fmt: skip
+
+
+def test_right_is_the_best_score_of_the_metric() -> None:
+    ties = [("cider", 1.2), ("cider", 10.000000000000002), ("of another tool", 1.0), ("of another tool", 0.5)]
+    assert [outcome(score, score, metric) for metric, score in ties] == ["still_wrong", "right", "right", "still_wrong"]
+
+
+def test_one_picture_leaves_the_whole_scale_of_the_metric(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, {"cider": [1.0], "cer": [1.4]}, {"cider": [3.0], "cer": [0.2]})
+    cider, cer = compared(tmp_path, runs)["evaluations"][0]["metrics"]
+    assert (cider["ci95"], cider["after_ci95"]) == ([-10, 10], [0, 10])
+    assert (cer["ci95"], cer["before_ci95"], cer["after_ci95"]) == ([-1.4 + 0.2, 1.4 - 0.2], [0, 1.4], [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +108,7 @@ def test_units_in_words(tmp_path: Path) -> None:
 
 def test_metrics_of_other_tools_are_scores() -> None:
     assert measure("cer") == {"better": "lower", "unit": "%"}
-    assert measure("mme_perception") == {"better": "higher", "unit": ""}
+    assert measure("mme_perception") == {"better": "higher", "unit": "own"}
 
 
 def test_labels() -> None:

@@ -38,8 +38,17 @@ def test_loose_files_with_scores_of_another_tool(tmp_path: Path) -> None:
     found = found_in(tmp_path)
     assert (found["metric"], found["after"], found["wins"], found["ties"]) == ("hit", 0.75, 3, 1)
     assert [row["label"] for row in found["systems"]] == [str(before), str(after)]
-    assert f"| {before} | 0.0 |" in (tmp_path / "comparison.md").read_text()
+    assert f"| {before} | 0.000 |" in (tmp_path / "comparison.md").read_text()
     assert (tmp_path / "comparison.csv").is_file()
+
+
+def test_half_a_character_in_an_id(tmp_path: Path) -> None:
+    before = write(tmp_path / "a.jsonl", answer("p\ud800", "y"), answer("q", "n"))
+    after = write(tmp_path / "b.jsonl", answer("p\ud800", "n"), answer("q", "y"))
+    compare_files(before, after, tmp_path / "comparison.json")
+    assert found_in(tmp_path)["regressions"] == ["p?"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "a.jsonl", "b.jsonl", "comparison.csv", "comparison.json", "comparison.md"]  # fmt: skip
 
 
 def test_scores_that_are_not_there_are_computed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vlmflow.errors import UserError
-from vlmflow.files import MARKER, read_json, read_manifest, staged_directory, write_json, write_manifest
+from vlmflow.files import MARKER, read_json, read_manifest, staged_directory, write_json, write_manifest, write_text
 
 
 def artefact(folder: Path) -> Path:
@@ -21,6 +21,18 @@ def artefact(folder: Path) -> Path:
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {MARKER}
+
+
+def test_text_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_text(tmp_path / "folder", "text")
+    assert names(tmp_path) == {"folder"}
+
+
+def test_half_a_character_is_written_as_a_question_mark(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"id": "r\ud800", "whole": "\U0001f600"})
+    assert read_json(tmp_path / "a.json") == {"id": "r?", "whole": "\U0001f600"}
 
 
 def test_a_failed_block_leaves_what_stood_there(tmp_path: Path) -> None:

@@ -43,6 +43,38 @@ def test_the_chosen_option(answer: str, letter: str | None) -> None:
     assert chosen(answer, OPTIONS) == letter
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The answer is A or B.", "The answer is A, B, and C", "The answer is (A)/(B)", "The answer is either A or B",
+        "(A) or (B)", "A) and B)", "A.B.C.D", "A、B", "A. cat or B. dog", "选项A和B", "答案是A或B",
+        "Option A. Option B.",
+        "A. cat\nB. dog\nC. dog house\nD. none of these", "A\n\nB", "It is not A.", "Option A is wrong.", "不选A",
+    ],
+)  # fmt: skip
+def test_an_answer_that_names_two_options_or_rejects_its_own_chooses_none(answer: str) -> None:
+    assert chosen(answer, OPTIONS) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Option A is wrong, so B", "B"), ("Option A is incorrect. It is B.", "B"), ("B, not A", "B"),
+        ("Neither A nor B, so C", "C"), ("选项A不对，选B", "B"), ("A是错的，B", "B"),
+        ("The answer is C, since A and B are too small", "C"),
+        ("A. cat\nB. dog\nC. dog house\nD. none of these\nAnswer: D", "D"),
+        ("The answer is A, I think", "A"), ("A is what I see", "A"), ("Choice A because of the tail", "A"),
+    ],
+)  # fmt: skip
+def test_the_conclusion_counts(answer: str, letter: str) -> None:
+    assert chosen(answer, OPTIONS) == letter
+
+
+def test_a_letter_in_the_text_of_the_option_is_no_second_choice() -> None:
+    options = {"A": "vitamin C", "B": "vitamin D", "C": "iron", "D": "zinc"}
+    assert [chosen(text, options) for text in ("B. vitamin D", "(A) Vitamin C.", "B. vitamin C")] == ["B", "A", None]
+
+
 def test_references_as_letter_or_text() -> None:
     for reference in ("B", "(b)", "B. dog", "dog", "The answer is B"):
         assert multiple_choice(Item("It must be B", (reference,), question=QUESTION)) == 1.0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
-from vlmflow.evaluation.metrics import Item
+from vlmflow.errors import UserError
+from vlmflow.evaluation.metrics import Item, find_metric
 from vlmflow.evaluation.metrics.grounding import acc_at_half, iou, overlap, read_boxes
 
 BOX = "<ref>the car</ref><box>[[100, 200, 300, 400]]</box>"
@@ -72,6 +75,23 @@ def test_several_boxes_are_paired() -> None:
     assert iou(Item(swapped, (two,))) == pytest.approx(0.75)
     assert acc_at_half(Item(swapped, (two,))) == 1.0
     assert iou(Item("[[0, 0, 100, 100], [0, 0, 100, 100]]", (two,))) == 0.5
-    assert iou(Item("nothing", ("There is none.",))) == 1.0
+    assert iou(Item("there is none", ("There is none.",))) == acc_at_half(Item("None", ("none",))) == 1.0
+    assert iou(Item("unknown", ("zero",))) == acc_at_half(Item("unknown", ("zero",))) == 0.0
     assert iou(Item(BOX, ("There is none.",))) == 0.0
     assert iou(Item("[[0, 0, 100, 100]]", ("[[500, 500, 600, 600]]", "[[0, 0, 100, 100]]"))) == 1.0
+
+
+@pytest.mark.parametrize("name", ["iou", "acc_at_0.5"])
+def test_references_without_any_box_are_refused(name: str) -> None:
+    items = [Item("[[0, 0, 100, 100]]", ("x1=0 y1=0 x2=100 y2=100",)), Item("none", ("none",))]
+    with pytest.raises(UserError, match=r"(?s)no box in any reference.*write boxes as <box>"):
+        find_metric(name).score(items)
+    assert find_metric(name).score([*items, Item(BOX, (BOX,))]) == [0, 1, 1]
+
+
+def test_thousands_of_boxes_are_no_trouble() -> None:
+    boxes = np.random.default_rng(0).integers(0, 500, size=(2_000, 2))
+    texts = [" ".join(f"[[{x}, {y}, {x + 300}, {y + 300 + more}]]" for x, y in boxes) for more in (0, 9)]
+    started = time.monotonic()
+    assert iou(Item(texts[0], (texts[1],))) > 0.9
+    assert time.monotonic() - started < 8

@@ -218,7 +218,8 @@ def test_further_answers_and_cut_off_answers_are_told() -> None:
         ("wer", (0.0, 0.5), "worse", [("right", "0.0%"), ("partial", "50.0%")]),
         ("wer", (1.4, 1.4), "still_wrong", [("wrong", "140.0%"), ("wrong", "140.0%")]),
         ("cider", (0.0, 1.2), "improved", [("wrong", "0.0"), ("partial", "120.0")]),
-        ("of another tool", (0.2, 0.1), "worse", [("partial", "20.0"), ("partial", "10.0")]),
+        ("cider", (10.000000000000002, 10.000000000000002), "right", [("right", "1000.0")] * 2),
+        ("of another tool", (0.2, 0.1), "worse", [("partial", "0.200"), ("partial", "0.100")]),
     ],
 )
 def test_direction_and_unit_of_a_metric(

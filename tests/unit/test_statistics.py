@@ -1,3 +1,4 @@
+import time
 from itertools import product
 
 import numpy as np
@@ -64,6 +65,29 @@ def test_sign_flips_of_real_scores_agree_with_enumeration() -> None:
     assert sign_flip_test(differences) == pytest.approx(enumerated(list(differences)), abs=0.015)
     assert sign_flip_test(np.zeros(4)) == 1.0
     assert sign_flip_test(np.full(60, 0.5)) == pytest.approx(1 / 10_001)
+
+
+def test_sign_flips_of_large_whole_numbers_take_no_longer() -> None:
+    """Error rates of whole words are whole numbers of many sizes."""
+    differences = np.random.default_rng(0).integers(-900, 1_000, size=500).astype(float)
+    started = time.monotonic()
+    p_value = sign_flip_test(differences)
+    assert time.monotonic() - started < 5
+    assert p_value == pytest.approx(sign_flip_test(differences + 1e-6), abs=0.02)
+
+
+def test_exact_sign_flips_of_many_records_agree_with_mcnemar() -> None:
+    differences = np.repeat([1.0, -1.0], [5_100, 4_900])
+    assert sign_flip_test(differences) == pytest.approx(mcnemar_test(5_100, 4_900), rel=1e-9)
+    assert 0 <= sign_flip_test(np.ones(5_000)) < 1e-10
+
+
+@pytest.mark.parametrize("repeats", [1, 40])
+def test_random_flips_agree_with_exact_ones(monkeypatch: pytest.MonkeyPatch, repeats: int) -> None:
+    differences = np.repeat([3.0, -2.0, 5.0, 1.0, -4.0, -7.0, 6.0], repeats)
+    exact = sign_flip_test(differences)
+    monkeypatch.setattr(statistics, "_EXACT_FLIPS", 0)
+    assert sign_flip_test(differences) == pytest.approx(exact, abs=0.02)
 
 
 def test_bootstrap_agrees_with_drawing_records_one_by_one() -> None:
@@ -137,11 +161,15 @@ def test_few_and_equal_answers_do_not_give_an_interval_of_no_width() -> None:
     assert difference_interval(np.ones(6), ["a", "a", "a", "b", "b", "b"])[0] < 0
 
 
-def test_one_picture_tells_nothing_of_the_spread() -> None:
+def test_fewer_than_four_pictures_tell_nothing_of_the_spread_of_graded_scores() -> None:
     assert difference_interval(np.array([0.25, 0.35]), ["a", "a"]) == (-1, 1)
-    assert difference_interval(np.array([1.7])) == (-1, 1.7)
+    assert difference_interval(np.array([1.7, 0.2, 0.3])) == (-1.7, 1.7)
+    assert difference_interval(np.array([0.3, 0.4]), scale=10.0) == (-10, 10)
     assert mean_interval(np.array([1.0, 1.0]), ["a", "a"]) == (0, 1)
+    assert mean_interval(np.array([0.5, 0.5, 0.7])) == (0, 1)
     assert mean_interval(np.array([3.2])) == (0, 3.2)
+    assert mean_interval(np.array([3.2]), scale=10.0) == (0, 10)
+    assert mean_interval(np.array([0.5, 0.6, 0.7, 0.8]))[0] > 0.4
 
 
 def test_few_pictures_widen_the_interval_of_a_score() -> None:

@@ -13,7 +13,7 @@ from PIL import ImageOps
 
 from vlmflow.data.records import Image, Record, read_records
 from vlmflow.errors import UserError
-from vlmflow.evaluation.metrics import is_computed
+from vlmflow.evaluation.metrics import is_computed, perfect
 from vlmflow.evaluation.scores import Prediction, score_predictions
 from vlmflow.evaluation.statistics import mean_interval
 from vlmflow.files import write_json
@@ -149,7 +149,8 @@ def _scored(records: list[Record], answers: list[str], metrics: list[str], chine
     scored, found = score_predictions(predictions, metrics, chinese)
     groups = [record.images[0].path if record.images else record.id for record in records]
     scores = {name: np.array([line["scores"][name] for line in scored]) for name in metrics}
-    return {**found, "ci95": {name: mean_interval(values, groups) for name, values in scores.items()}}
+    intervals = {name: mean_interval(values, groups, max(1.0, perfect(name))) for name, values in scores.items()}
+    return {**found, "ci95": intervals}
 
 
 def _line(record: Record, given: str) -> Prediction:

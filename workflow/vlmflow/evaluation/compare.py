@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlmflow.errors import UserError
-from vlmflow.evaluation.metrics import NAMES, lower_is_better, unit
+from vlmflow.evaluation.metrics import NAMES, is_perfect, lower_is_better, perfect, unit
 from vlmflow.evaluation.runs import EvaluationRuns, Run, evaluation_runs, load_files, load_runs
 from vlmflow.evaluation.scores import Prediction
 from vlmflow.evaluation.statistics import difference_interval, holm_adjusted, mean_interval, paired_test
-from vlmflow.evaluation.summary import gain, markdown
+from vlmflow.evaluation.summary import OWN, gain, markdown
 from vlmflow.evaluation.tidy import tidy_csv
 from vlmflow.files import read_json, write_json, write_text
 
@@ -33,40 +34,46 @@ def compare_checkpoints(experiment: dict[str, Any], evaluations: dict[str, Any],
 def compare(experiment: dict[str, Any], evaluations: list[EvaluationRuns], output: Path) -> None:
     """Write ``output`` (comparison.json) and, beside it, comparison.md (to paste) and comparison.csv (to compute with).
 
-    ``experiment`` is copied into the file; the first evaluation and its first metric are the headline. Raises
-    :class:`UserError` when the runs of an evaluation do not hold the same records.
+    ``experiment`` is copied into the file; the first evaluation that is not ``general``, and its first metric,
+    are the headline. Raises :class:`UserError` when the runs of an evaluation do not hold the same records.
     """
     if not evaluations:
         raise UserError("no evaluation to compare", "name one in the experiment", field="evaluations")
     _write(experiment, [_compare_evaluation(runs) for runs in evaluations], output)
 
 
-def compare_files(before: Path, after: Path, output: Path, metrics: list[str] | None = None) -> None:
-    """The same of two loose predictions.jsonl, paired by id; the systems are called by the names of the files.
+def compare_files(
+    before: Path, after: Path, output: Path, metrics: list[str] | None = None, labels: tuple[str, str] | None = None
+) -> None:
+    """The same of two loose predictions.jsonl, paired by id; the systems are called ``labels``, or as the files.
 
-    Scores that the lines have are taken, other ``metrics`` computed; without ``metrics``, all that both files have, or
-    exact_match. A metric that is not of this project counts as higher is better.
+    Scores that the lines have are taken, other ``metrics`` computed; without ``metrics``, all that both files have,
+    those of this project first, or exact_match. A metric that is not of this project counts as higher is better.
     """
-    first, second = load_files(before, after, metrics)
-    labelled = {str(before): first, str(after): second}
-    found = _compare_systems("predictions", first, second, labelled)
-    _write({"name": after.stem, "title": f"{before} -> {after}"}, [found], output)
+    names = labels or (str(before), str(after))
+    runs = load_files(before, after, metrics)
+    order = metrics or sorted(runs[0].metrics, key=lambda name: name not in NAMES)
+    first, second = (replace(run, checkpoint=name, metrics=order) for run, name in zip(runs, names, strict=True))
+    found = _compare_systems("predictions", first, second, dict(zip(names, (first, second), strict=True)))
+    _write({"name": Path(names[1]).stem, "title": " -> ".join(names)}, [found], output)
 
 
-def outcome(before: float, after: float, better: str = "higher") -> str:
-    """``worse``, ``improved``, or for equal scores ``right`` (both perfect) or ``still_wrong``.
-
-    ``better``: ``higher`` (1 is perfect) or ``lower`` (0 is).
-    """
+def outcome(before: float, after: float, metric: str) -> str:
+    """``worse``, ``improved``, or for equal scores ``right`` (both perfect) or ``still_wrong``."""
     if after != before:
-        return "improved" if (after > before) == (better == "higher") else "worse"
-    return "right" if (after >= 1 if better == "higher" else after <= 0) else "still_wrong"
+        return "improved" if (after > before) == (measure(metric)["better"] == "higher") else "worse"
+    return "right" if is_right(after, metric) else "still_wrong"
+
+
+def is_right(score: float, metric: str) -> bool:
+    """Whether a score is the best that its metric gives; those of other tools are taken to end at 1."""
+    return is_perfect(metric, score) if metric in NAMES else score >= 1
 
 
 def measure(metric: str) -> dict[str, str]:
-    """``better`` (``higher`` or ``lower``) and ``unit`` of a metric; those of other tools are taken for scores."""
+    """``better`` (``higher`` or ``lower``) and ``unit`` of a metric; one of another tool has its own unit."""
     if metric not in NAMES:
-        return {"better": "higher", "unit": ""}
+        return {"better": "higher", "unit": OWN}
     return {"better": "lower" if lower_is_better(metric) else "higher", "unit": unit(metric)}
 
 
@@ -76,7 +83,8 @@ def picture_of(prediction: Prediction) -> str:
 
 
 def _write(experiment: dict[str, Any], compared: list[Found], output: Path) -> None:
-    headline = {key: compared[0][key] for key in _HEADLINE}
+    first = next((found for found in compared if not found["general"]), compared[0])
+    headline = {key: first[key] for key in _HEADLINE}
     comparison = {"experiment": experiment, "headline": headline, "evaluations": compared}
     write_json(output, comparison)
     write_text(output.with_suffix(".md"), markdown(comparison))
@@ -101,6 +109,10 @@ def _compare_systems(evaluation: str, before: Run, after: Run, systems: dict[str
     metrics = [_paired(before, after, name, ids, pictures) for name in after.metrics]
     categories = {name: _paired(before, after, metric, inside, pictures) for name, inside in members.items()}
     headline = dict(metrics[0])
+    pairs = {
+        label: headline if run is before or run is after else _paired(run, after, metric, ids, pictures)
+        for label, run in systems.items()
+    }
     _adjust(metrics)
     _adjust(list(categories.values()))
     return {
@@ -114,7 +126,7 @@ def _compare_systems(evaluation: str, before: Run, after: Run, systems: dict[str
         ),
         "metrics": metrics,
         "categories": categories,
-        "systems": [_system(label, run, after, members, pictures) for label, run in systems.items()],
+        "systems": [_system(label, run, run is after, members, pairs[label]) for label, run in systems.items()],
     }
 
 
@@ -125,13 +137,14 @@ def _paired(before: Run, after: Run, metric: str, ids: list[str], pictures: dict
     p_value, test = paired_test(difference, groups)
     measured = measure(metric)
     gains = difference if measured["better"] == "higher" else -difference
+    scale = max(1.0, perfect(metric)) if metric in NAMES else 1.0
     return {
         "metric": metric,
         **measured,
         "before": float(first.mean()),
         "after": float(second.mean()),
         "difference": float(difference.mean()),
-        "ci95": difference_interval(difference, groups),
+        "ci95": difference_interval(difference, groups, scale),
         "p_value": p_value,
         "test": test,
         "n": len(ids),
@@ -139,8 +152,8 @@ def _paired(before: Run, after: Run, metric: str, ids: list[str], pictures: dict
         "wins": int((gains > 0).sum()),
         "losses": int((gains < 0).sum()),
         "ties": int((gains == 0).sum()),
-        "before_ci95": mean_interval(first, groups),
-        "after_ci95": mean_interval(second, groups),
+        "before_ci95": mean_interval(first, groups, scale),
+        "after_ci95": mean_interval(second, groups, scale),
     }
 
 
@@ -152,29 +165,28 @@ def _adjust(family: list[Found]) -> None:
 
 def _records(before: Run, after: Run, headline: Found, ids: list[str]) -> Found:
     """``regressions``, the records that got worse, largest loss first; ``records``: the others by outcome."""
-    metric, better = headline["metric"], headline["better"]
+    metric = headline["metric"]
     pairs = dict(zip(ids, zip(before.scores(metric, ids), after.scores(metric, ids), strict=True), strict=True))
     found: dict[str, list[str]] = {"worse": [], "improved": [], "still_wrong": [], "right": []}
     for name, pair in pairs.items():
-        found[outcome(*pair, better)].append(name)
+        found[outcome(*pair, metric)].append(name)
     worst = sorted(found.pop("worse"), key=lambda name: -abs(np.subtract(*pairs[name])))
     found.pop("right")
     return {"regressions": worst, "records": found}
 
 
-def _system(label: str, run: Run, after: Run, members: dict[str, list[str]], pictures: dict[str, str]) -> Found:
-    """One row of the table of systems; ``after_minus_this`` is the paired difference to the final checkpoint."""
-    metric, ids = after.metrics[0], list(pictures)
-    scores = run.scores(metric, ids)
+def _system(label: str, run: Run, last: bool, members: dict[str, list[str]], pair: Found) -> Found:
+    """One row of the table of systems; ``pair``: the final checkpoint, the ``last``, compared with this one."""
+    end = "after" if last else "before"
     return {
         "label": label,
         "checkpoint": run.checkpoint,
-        "n": len(ids),
-        "value": float(scores.mean()),
-        "ci95": mean_interval(scores, [pictures[name] for name in ids]),
-        "metrics": {name: float(run.scores(name, ids).mean()) for name in run.metrics},
-        "categories": {name: float(run.scores(metric, inside).mean()) for name, inside in members.items()},
-        "after_minus_this": None if run is after else _paired(run, after, metric, ids, pictures),
+        "n": pair["n"],
+        "value": pair[end],
+        "ci95": pair[f"{end}_ci95"],
+        "metrics": {name: float(run.scores(name, run.predictions).mean()) for name in run.metrics},
+        "categories": {name: float(run.scores(pair["metric"], inside).mean()) for name, inside in members.items()},
+        "after_minus_this": None if last else pair,
     }
 
 

@@ -19,6 +19,7 @@ from vlmflow.files import read_json
 _RERUN = "delete {} and run snakemake again"
 _NAMED = 5  # ids that an error message names
 _WITHOUT_PICTURES = ("blind", "blank")
+_BETWEEN = ("pretrained", "adapter", "merged")
 
 
 @dataclass
@@ -49,7 +50,8 @@ class EvaluationRuns:
     def directories(self) -> dict[str, Path]:
         """Label -> directory, in the order of training; runs without the right pictures last."""
         last = {label: path for label, path in self.others.items() if label.startswith(_WITHOUT_PICTURES)}
-        between = {label: path for label, path in self.others.items() if label not in last}
+        known = [label for label in _BETWEEN if label in self.others]
+        between = {label: self.others[label] for label in (*known, *self.others) if label not in last}
         return {"before": self.before, **between, "after": self.after, **last}
 
 

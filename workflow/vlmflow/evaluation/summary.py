@@ -33,6 +33,9 @@ METRICS = {
 }
 """Names of metrics that are not their keys with spaces."""
 
+OWN = "own"
+"""The unit of a metric that is not of this project: its scale is not known, so it is shown as it is."""
+
 _SHOWN = 10  # records that are named
 
 Found = dict[str, Any]
@@ -40,26 +43,28 @@ Found = dict[str, Any]
 
 
 def score(value: float, found: Found) -> str:
-    """A score times 100 with one decimal, in the unit of ``found``: a percentage, or no unit."""
+    """A score times 100 with one decimal, in the unit of ``found``: a percentage, or no unit; or as it is."""
+    if found["unit"] == OWN:
+        return f"{value:.3f}"
     return f"{100 * value:.1f}{found['unit']}"
 
 
 def score_between(interval: Sequence[float], found: Found) -> str:
-    """An interval of scores times 100, in the unit of ``found``."""
+    """An interval of scores, as :func:`score` writes them, with the sign at the end."""
     low, high = interval
-    return f"{100 * low:.1f}\N{EN DASH}{score(high, found)}"
+    return f"{score(low, found).removesuffix(found['unit'])}\N{EN DASH}{score(high, found)}"
 
 
-def points(value: float) -> str:
-    """A difference of scores times 100, with its sign: percentage points where the unit is percent."""
-    number = f"{100 * value:+.1f}"
-    return ("0.0" if float(number) == 0 else number).replace("-", "\N{MINUS SIGN}")
+def points(value: float, unit: str = "") -> str:
+    """A difference of scores times 100, with its sign: percentage points where the unit is percent; or as it is."""
+    number = f"{value:+.3f}" if unit == OWN else f"{100 * value:+.1f}"
+    return (number[1:] if float(number) == 0 else number).replace("-", "\N{MINUS SIGN}")
 
 
-def points_between(interval: Sequence[float]) -> str:
-    """An interval of differences, in points."""
+def points_between(interval: Sequence[float], unit: str = "") -> str:
+    """An interval of differences, as :func:`points` writes them."""
     low, high = interval
-    return f"{points(low)} to {points(high)}"
+    return f"{points(low, unit)} to {points(high, unit)}"
 
 
 def p_value(value: float) -> str:
@@ -73,8 +78,8 @@ def count(n: int, noun: str) -> str:
 
 
 def plain(name: str) -> str:
-    """The key of a metric or label as words; a checkpoint's full name (``model-my_base``) stays as it is."""
-    return LABELS.get(name) or METRICS.get(name) or (name if "-" in name else name.replace("_", " "))
+    """The key of a metric or label as words; a checkpoint's name (``model-my_base``) or a path stays as it is."""
+    return LABELS.get(name) or METRICS.get(name) or (name if set("-./") & set(name) else name.replace("_", " "))
 
 
 def gain(found: Found) -> float:
@@ -97,7 +102,7 @@ def verdict(found: Found) -> str:
 
 def change(found: Found) -> str:
     """``+3.1 points (95% CI +1.0 to +5.2)``."""
-    return f"{points(found['difference'])} points (95% CI {points_between(found['ci95'])})"
+    return f"{_difference(found)} (95% CI {points_between(found['ci95'], found['unit'])})"
 
 
 def sentence(found: Found) -> str:
@@ -106,7 +111,7 @@ def sentence(found: Found) -> str:
     return (
         f"{found['evaluation']}: {plain(found['metric'])}{direction} "
         f"{score(found['before'], found)} -> {score(found['after'], found)} "
-        f"({points(found['difference'])} points, 95% CI {points_between(found['ci95'])}, {p_value(found['p_value'])}, "
+        f"({_difference(found)}, 95% CI {points_between(found['ci95'], found['unit'])}, {p_value(found['p_value'])}, "
         f"n = {count(found['n'], 'record')} on {count(found['pictures'], 'picture')})"
     )
 
@@ -135,6 +140,7 @@ def markdown(comparison: dict[str, Any]) -> str:
         parts += [_differences("Category", worst_first(found["categories"]))] if found["categories"] else []
         by_metric = [(plain(row["metric"]), row) for row in found["metrics"]]
         parts += [_differences("Metric", by_metric)] if len(by_metric) > 1 else []
+        parts += [_foreign(row["metric"]) for row in found["metrics"] if row["unit"] == OWN]
         parts += [_parity(found["parity"])] if found["parity"] else []
     return "\n\n".join(parts) + "\n"
 
@@ -160,11 +166,21 @@ def _systems(found: Found) -> str:
 
 def _differences(heading: str, named: Sequence[tuple[str, Found]]) -> str:
     rows = [
-        (name, score(row["before"], row), score(row["after"], row), points(row["difference"]),
-         points_between(row["ci95"]), p_value(row["p_holm"]).removeprefix("p ").removeprefix("= "), f"{row['n']:,}")
+        (name, score(row["before"], row), score(row["after"], row), points(row["difference"], row["unit"]),
+         points_between(row["ci95"], row["unit"]), p_value(row["p_holm"]).removeprefix("p ").removeprefix("= "),
+         f"{row['n']:,}")
         for name, row in named
     ]  # fmt: skip
-    return _table((heading, "before", "after", "points", "95% CI", "p (Holm)", "n"), rows)
+    differences = "difference" if any(row["unit"] == OWN for _, row in named) else "points"
+    return _table((heading, "before", "after", differences, "95% CI", "p (Holm)", "n"), rows)
+
+
+def _difference(found: Found) -> str:
+    return points(found["difference"], found["unit"]) + ("" if found["unit"] == OWN else " points")
+
+
+def _foreign(metric: str) -> str:
+    return f"`{_cell(metric)}` is not a metric of vlmflow: shown as it is; higher counts as better."
 
 
 def _parity(parity: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ def tidy_csv(comparison: dict[str, Any]) -> str:
     ===================  ===============================================================================================
     evaluation, general  name of the evaluation, and whether it is there to show forgetting (``true``, ``false``)
     metric               its name; categories are there for the headline metric, which comes first
-    unit                 ``%``: 1 is 100%; empty: a score without a unit, shown times 100
+    unit                 ``%``: 1 is 100%; empty: without a unit, shown times 100; ``own``: of another tool, as it is
     better               ``higher`` or ``lower``
     category             empty for all records
     kind                 ``score`` (of ``system``) or ``difference`` (of two systems, ``after - before``)

@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vlmflow.errors import UserError
-from vlmflow.evaluation.compare import Run, outcome
-from vlmflow.evaluation.metrics import NAMES, lower_is_better, perfect, unit
+from vlmflow.evaluation.compare import Run, is_right, measure, outcome
 from vlmflow.evaluation.metrics.grounding import read_boxes
 from vlmflow.evaluation.summary import score
 
@@ -132,7 +131,7 @@ def _sample(evaluation: str, before: dict[str, Any], after: dict[str, Any], metr
         "id": shown_text(before["id"]),
         "evaluation": evaluation,
         "category": before.get("category") and shown_text(before["category"]),
-        "outcome": outcome(scores["before"], scores["after"], _better(metric)),
+        "outcome": outcome(scores["before"], scores["after"], metric),
         "pictures": list(before.get("images") or []),
         "question": before["question"].replace("<image>", ""),
         "reference": before["reference"],
@@ -149,16 +148,11 @@ def _sample(evaluation: str, before: dict[str, Any], after: dict[str, Any], metr
     return found | {key: value for key, value in further.items() if value}
 
 
-def _better(metric: str) -> str:
-    return "lower" if metric in NAMES and lower_is_better(metric) else "higher"
-
-
 def _marked(value: float, metric: str) -> tuple[str, str]:
     """``right``, ``wrong`` or ``partial``, and the score as it is written."""
-    known = metric in NAMES
-    wrong = value >= 1 if _better(metric) == "lower" else value <= 0
-    mark = "right" if known and value == perfect(metric) else "wrong" if wrong else "partial"
-    return mark, score(value, {"unit": unit(metric) if known else ""})
+    measured = measure(metric)
+    wrong = value >= 1 if measured["better"] == "lower" else value <= 0
+    return "right" if is_right(value, metric) else "wrong" if wrong else "partial", score(value, measured)
 
 
 def _boxes(sample: Sample, sizes: list[list[int]]) -> dict[str, list[list[int]]]:

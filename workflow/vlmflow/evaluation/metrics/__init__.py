@@ -14,8 +14,8 @@ from vlmflow.errors import UserError
 from vlmflow.evaluation.metrics.register import SCORERS, Item, Scorer
 
 __all__ = [
-    "METRICS", "NAMES", "Item", "Metric", "find_metric", "is_computed", "lower_is_better", "perfect", "unit",
-    "unknown_metrics",
+    "METRICS", "NAMES", "Item", "Metric", "find_metric", "is_computed", "is_perfect", "lower_is_better", "perfect",
+    "unit", "unknown_metrics",
 ]  # fmt: skip
 
 
@@ -90,6 +90,11 @@ def unit(name: str) -> Literal["%", ""]:
 def perfect(name: str) -> float:
     """The best score that an answer can have."""
     return _listed(name).perfect
+
+
+def is_perfect(name: str, score: float) -> bool:
+    """Whether an answer is right: its score cannot be better. Rounding may leave CIDEr a little beside its 10."""
+    return abs(score - perfect(name)) < 1e-6
 
 
 def unknown_metrics(names: Iterable[str]) -> Iterator[str]:

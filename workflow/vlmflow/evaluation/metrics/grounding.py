@@ -8,18 +8,22 @@ Boxes are read from the text, whatever the model writes:
 - numbers from 0 to 1 with a decimal point, in any brackets: shares of width and height.
 
 Several boxes are paired by IoU, the best pair first, each box once; the sum is divided by the number of boxes on the
-side that has more, so that a box too many costs as much as a box too few.
+side that has more, so that a box too many costs as much as a box too few. A reference without boxes needs the same
+text.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmflow.errors import UserError
 from vlmflow.evaluation.metrics.register import Item, Size, item_metric
+from vlmflow.evaluation.metrics.text import normalise
 
 Boxes = NDArray[np.float64]
 """(n, 4): left, upper, right and lower edge as shares of width and height."""
@@ -29,17 +33,26 @@ _N = r"(-?\d{1,9}(?:\.\d{1,20})?)"
 _BOX = re.compile(rf"\[{_N},{_N},{_N},{_N}\]|\({_N},{_N}\),\({_N},{_N}\)")
 
 
-@item_metric("iou")
+def check_boxes(items: Sequence[Item]) -> None:
+    """:class:`UserError` when no reference of an evaluation has a box, so that nothing would be measured."""
+    if not any(len(read_boxes(reference, item.sizes)) for item in items for reference in item.references):
+        raise UserError(
+            "iou and acc_at_0.5 find no box in any reference",
+            "write boxes as <box>[[x1, y1, x2, y2]]</box>, [x1, y1, x2, y2] or (x1,y1),(x2,y2), or name other metrics",
+            field="metrics",
+        )
+
+
+@item_metric("iou", check_boxes)
 def iou(item: Item) -> float:
-    """Mean IoU of the paired boxes, 0 for a box without a partner; 1 when neither side has boxes."""
-    return max(_mean(*_overlaps(item, reference)) for reference in item.references)
+    """Mean IoU of the paired boxes, 0 for a box without a partner."""
+    return max(_mean(item, reference, lambda values: values) for reference in item.references)
 
 
-@item_metric("acc_at_0.5")
+@item_metric("acc_at_0.5", check_boxes)
 def acc_at_half(item: Item) -> float:
     """Share of boxes whose partner overlaps with an IoU of at least 0.5; of a single box, 0 or 1."""
-    found = (_overlaps(item, reference) for reference in item.references)
-    return max(_mean([float(value >= _HALF) for value in values], boxes) for values, boxes in found)
+    return max(_mean(item, reference, lambda values: values >= _HALF) for reference in item.references)
 
 
 def read_boxes(text: str, sizes: Sequence[Size] = ()) -> Boxes:
@@ -73,17 +86,23 @@ def overlap(left: Boxes, right: Boxes) -> NDArray[np.float64]:
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
-def _overlaps(item: Item, reference: str) -> tuple[list[float], int]:
-    """IoU of each pair of boxes, and how many boxes the larger side has."""
+def _mean(item: Item, reference: str, worth: Callable[[Boxes], NDArray[Any]]) -> float:
+    """What the paired boxes are worth, over the number of boxes of the larger side."""
     given, wanted = read_boxes(item.prediction, item.sizes), read_boxes(reference, item.sizes)
-    values = overlap(given, wanted)
-    pairs: list[float] = []
-    while values.size and values.max() > 0:
-        row, column = np.unravel_index(values.argmax(), values.shape)
-        pairs.append(float(values[row, column]))
-        values[row, :] = values[:, column] = 0
-    return pairs, max(len(given), len(wanted))
+    boxes = max(len(given), len(wanted))
+    if boxes == 0:
+        return float(normalise(item.prediction) == normalise(reference))
+    return min(float(worth(_paired(overlap(given, wanted))).sum()) / boxes, 1.0)
 
 
-def _mean(values: Sequence[float], boxes: int) -> float:
-    return min(sum(values) / boxes, 1.0) if boxes else 1.0
+def _paired(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The IoU of each pair, out of those of all boxes (given, wanted): the best first, each box once."""
+    rows, columns = np.nonzero(values)
+    best_first = np.argsort(-values[rows, columns], kind="stable")
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for row, column in zip(rows[best_first].tolist(), columns[best_first].tolist(), strict=True):
+        if row not in pairs and column not in taken:
+            pairs[row] = column
+            taken.add(column)
+    return values[list(pairs), list(pairs.values())]

@@ -1,7 +1,8 @@
 """Accuracy of multiple-choice questions: which option does a free answer choose?
 
 The rules are those of VLMEvalKit's ``can_infer`` (a single option letter, or the text of a single option) and, before
-them, of answers that say it plainly: ``B``, ``(B)``, ``B. cat``, ``The answer is B``, ``答案是B``. No judge is asked.
+them, of answers that say it plainly: ``B``, ``(B)``, ``B. cat``, ``The answer is B``, ``答案是B``. Options that
+an answer rejects (``not A``, ``A is wrong``) do not count. No judge is asked.
 """
 
 from __future__ import annotations
@@ -19,12 +20,22 @@ Options = dict[str, str]
 _MARK = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])\s?[.):、]")
 _WHOLE = re.compile(r"\W*([A-Za-z])\W*")
 _START = re.compile(r"\W{0,3}([A-Z])(?:[.):、]|\s*$)")
-_STATED = re.compile(
-    r"(?i:\b(?:answer|option|choice|choose|select|boxed)|答案|选项|选择|选)(?i:\W{0,3}(?:option|is|are|选项|是|为|应为|应该是)){0,3}"
-    r"\W{0,5}([A-Z])(?![A-Za-z'])"
-)
-_ALONE = re.compile(r"(?<![A-Za-z0-9'])(?:[B-HJ-Z]|[AI](?!\s{1,3}(?!(?:is|was|or|and)\b)[a-z]))(?![A-Za-z0-9'])")
+_SINGLE = r"(?<![A-Za-z0-9'])(?:[B-HJ-Z]|[AI](?!\s{1,3}(?!(?:is|was|or|and)\b)[a-z]))(?![A-Za-z0-9'])"
+_ALONE = re.compile(_SINGLE)
 """A capital letter by itself that is not the article or the pronoun."""
+_LETTER = r"\W{0,5}([A-Z])(?![A-Za-z'])"
+_NAMED = re.compile(rf"(?i:\b(?:answer|option|choice)|答案|选项){_LETTER}")
+_CONCLUDED = re.compile(
+    r"(?i:\b(?:(?:answer|option|choice)(?:\W{0,3}is\b|\s?:)|choose|select|boxed)|答案(?:应该|应)?[是为:]|选项[是为:]|选择?)"
+    rf"(?i:\W{{0,3}}(?:option\b|选项))?{_LETTER}"
+    rf"(?!\W{{0,3}}(?:[,、/&+]|(?i:or|and)\b|[和或与及])\W{{0,3}}(?i:option\s|选项)?{_SINGLE})"
+)
+"""``The answer is B``, unless it goes on with ``or C``."""
+_REJECTED = re.compile(
+    r"(?:(?i:\b(?:not|neither|nor)\b)|n't|不是|不选)\W{0,3}(?i:option\s|选项)?[A-Z](?![A-Za-z'])"
+    r"|(?<![A-Za-z0-9'])[A-Z]\W{0,3}(?:(?i:is|was)(?:n't|\s(?i:not|wrong|incorrect|false))\b|不是|是?(?:不对|错))"
+)
+"""An option that is said not to be it."""
 
 
 @item_metric("multiple_choice")
@@ -63,15 +74,19 @@ def chosen(answer: str, options: Options) -> str | None:
     same = [letter for letter, option in options.items() if normalise(option) == normalise(text)]
     if len(same) == 1:
         return same[0]
-    if (start := _START.match(text)) and start[1] in letters:
+    start = _START.match(text)
+    if start and start[1] in options and normalise(options[start[1]]) == normalise(text[start.end() :]):
         return start[1]
-    for found in (_STATED.findall(text)[-1:], set(_ALONE.findall(text))):
-        if len(known := [letter for letter in found if letter in letters]) == 1:
-            return known[0]
-    return _named(text, options)
+    text = _REJECTED.sub(" ", text)
+    if (concluded := _CONCLUDED.findall(text)) and concluded[-1] in letters:
+        return str(concluded[-1])
+    named = {letter for letter in (*_NAMED.findall(text), *_ALONE.findall(text)) if letter in letters}
+    if named:
+        return named.pop() if len(named) == 1 else None
+    return _by_text(text, options)
 
 
-def _named(text: str, options: Options) -> str | None:
+def _by_text(text: str, options: Options) -> str | None:
     """The letter of the only option whose text is in the answer; options within a longer one do not count."""
     found = [letter for letter, option in options.items() if option and contains(text, option)]
     longest = [

@@ -21,6 +21,7 @@ class Item:
 Scorer = Callable[[Sequence[Item]], list[float]]
 OfPair = Callable[[str, str], float]
 OfItem = Callable[[Item], float]
+Check = Callable[[Sequence[Item]], None]
 
 SCORERS: dict[str, Scorer] = {}
 """Name -> scorer, of the metrics whose modules are imported."""
@@ -39,11 +40,16 @@ def metric(name: str) -> Callable[[OfPair], OfPair]:
     return register
 
 
-def item_metric(name: str) -> Callable[[OfItem], OfItem]:
-    """Register a function of one :class:`Item`."""
+def item_metric(name: str, check: Check | None = None) -> Callable[[OfItem], OfItem]:
+    """Register a function of one :class:`Item`; ``check`` sees all first, and raises if the metric cannot tell."""
 
     def register(function: OfItem) -> OfItem:
-        SCORERS[name] = lambda items: [function(item) for item in items]
+        def score(items: Sequence[Item]) -> list[float]:
+            if check:
+                check(items)
+            return [function(item) for item in items]
+
+        SCORERS[name] = score
         return function
 
     return register

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from vlmflow.evaluation.metrics.register import metric
 from vlmflow.evaluation.metrics.text import normalise
 
 _TOLERANCE = 0.05
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,300})?(?:\.\d{1,300})?%?")
+_NUMBER = re.compile(r"(?=[-+]?\.?\d)[-+]?(?:\d{1,3}(?:,\d{3})+|\d{1,300})?(?:\.\d{1,300})?(?:e[-+]?\d{1,3})?(?: ?%)?")
 
 
 @metric("relaxed_accuracy")
 def relaxed_accuracy(prediction: str, reference: str) -> float:
     """1 when both are numbers at most 5% of the reference apart, or the same text after :func:`normalise`.
 
-    ``12%`` is 0.12 and ``1,000`` is 1000; units and words beside a number make it text.
+    ``12%`` is 0.12, ``1,000`` and ``1e3`` are 1000; units and words beside a number make it text.
     """
     text, wanted = normalise(prediction), normalise(reference)
     number, right = _number(text), _number(wanted)
@@ -25,6 +26,8 @@ def relaxed_accuracy(prediction: str, reference: str) -> float:
 
 
 def _number(text: str) -> float | None:
-    if not _NUMBER.fullmatch(text) or not re.search(r"\d", text):
+    text = text.replace("\N{MINUS SIGN}", "-")
+    if not _NUMBER.fullmatch(text):
         return None
-    return float(text.rstrip("%").replace(",", "")) / (100 if text.endswith("%") else 1)
+    value = float(text.rstrip(" %").replace(",", "")) / (100 if text.endswith("%") else 1)
+    return value if math.isfinite(value) else None

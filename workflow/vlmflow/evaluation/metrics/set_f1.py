@@ -9,6 +9,7 @@ from vlmflow.evaluation.metrics.register import metric
 from vlmflow.evaluation.metrics.text import normalise
 
 _SEPARATOR = re.compile(r"[,，、;；\n]")
+_THOUSANDS = re.compile(r"(?<![\d,])\d{1,3}(?:,\d{3})+(?!,?\d)")
 _BULLET = re.compile(r"^[ \t]*(?:[-*•][ \t]|\d{1,3}[.)、](?!\d)(?=[ \t]*\S))", re.MULTILINE)
 _AND = re.compile(r"\s*(?:and|or)\s")
 _FENCE = re.compile(r"^```\w*\n(.*)\n```$", re.DOTALL)
@@ -26,11 +27,16 @@ def set_f1(prediction: str, reference: str) -> float:
 def members(text: str) -> frozenset[str]:
     """The members of a JSON list, or of a text with ``, ， 、 ; ；`` or line ends between them, normalised.
 
-    Bullets and numbers of a list are no members.
+    Bullets and numbers of a list are no members; ``1,000`` is one, and 1000.
     """
     listed = _json_list(text)
-    parts = listed if listed is not None else map(_without_and, _SEPARATOR.split(_BULLET.sub("", text)))
-    return frozenset(part for part in map(normalise, parts) if part)
+    parts = listed if listed is not None else map(_without_and, _SEPARATOR.split(_BULLET.sub("", _plain(text))))
+    return frozenset(part for part in map(normalise, map(_plain, parts)) if part)
+
+
+def _plain(text: str) -> str:
+    """Numbers without commas between thousands."""
+    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
 
 
 def _without_and(part: str) -> str:
