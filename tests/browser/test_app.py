@@ -115,6 +115,13 @@ def ask(page: Page) -> None:
         expect(page.locator(box)).to_contain_text(re.compile(r"\d s|cut at"), timeout=60_000)
 
 
+def expect_no_answers(page: Page) -> None:
+    """Both boxes are empty, and their labels tell of no answer."""
+    for box, name in (("#before", "one"), ("#after", "two")):
+        expect(page.locator(f"{box} textarea")).to_have_value("")
+        expect(page.locator(f"{box} [data-testid=block-info]")).to_have_text(re.compile(rf" · {name}\s*$"))
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_both_answer_an_example(page: Page, running: Running, place: int) -> None:
     hosts = visit(page, running)
@@ -136,9 +143,14 @@ def test_another_question_has_no_reference(page: Page, running: Running) -> None
     visit(page, running)
     page.locator("#examples button").first.click()
     expect(page.locator("#reference textarea")).to_be_visible()
+    ask(page)
     page.locator("#question textarea").press_sequentially(" Really?")
     expect(page.locator("#reference")).to_be_hidden()
+    expect_no_answers(page)
     ask(page)
+    page.locator("#examples button").nth(2).click()
+    expect(page.locator("#reference textarea")).to_be_visible()
+    expect_no_answers(page)
 
 
 def test_pictures_of_ones_own(page: Page, running: Running, tmp_path: Path) -> None:
@@ -169,9 +181,12 @@ def test_what_is_no_picture_is_told(page: Page, running: Running, tmp_path: Path
 
 def test_a_wrong_question_is_told(page: Page, running: Running) -> None:
     visit(page, running)
+    page.fill("#question textarea", "What?")
+    ask(page)
     page.fill("#question textarea", "<image> what?")
     page.click("#ask")
     expect(page.get_by_text("1 <image> in the text for 0 picture(s)")).to_be_visible()
+    expect_no_answers(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

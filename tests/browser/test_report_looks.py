@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page
 
+from browser.made import line, make_page, write_runs
+
 pytestmark = pytest.mark.browser
 SCREENSHOT = Path(__file__).parents[2] / "docs" / "screenshot.py"
 
@@ -68,6 +70,21 @@ def test_print_has_the_first_samples_and_no_controls(page: Page, report: Path) -
     assert page.locator(".change").is_visible()
     page.set_viewport_size({"width": 688, "height": 1000})  # A4 without its margins
     assert page.evaluate("document.documentElement.scrollWidth") == 688
+
+
+@pytest.mark.parametrize("size", [(400, 640), (640, 400), (1200, 200), (20, 20)])
+def test_printed_pictures_cover_no_text(page: Page, tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, "teal").save(tmp_path / "a.png")
+    box = "<box>[[250, 250, 500, 750]]</box>"
+    found = [line(f"r{number}", tmp_path / "a.png", "none", box, box, sizes=[list(size)]) for number in range(6)]
+    page.goto(make_page(tmp_path, [write_runs(tmp_path, "held-out", found)]).as_uri())
+    page.set_viewport_size({"width": 688, "height": 1000})  # A4 without its margins
+    page.emulate_media(media="print")
+    place = "(one) => { const box = one.getBoundingClientRect(); return [box.x, box.y, box.width, box.height]; }"
+    frame, shot, boxes = (page.locator(f"#cards {name}").first.evaluate(place) for name in (".pictures", "img", "svg"))
+    assert frame[0] <= shot[0] and frame[1] <= shot[1]
+    assert frame[0] + frame[2] >= shot[0] + shot[2] and frame[1] + frame[3] >= shot[1] + shot[3]
+    assert shot[2] / shot[3] == pytest.approx(size[0] / size[1], rel=0.02) and boxes == pytest.approx(shot, abs=0.1)
 
 
 def test_labels_and_names(page: Page, report: Path) -> None:

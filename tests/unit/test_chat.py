@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from vlmflow.chat.local import LocalModel
 from vlmflow.chat.media import open_picture
 from vlmflow.chat.terminal import Chat, printable
 from vlmflow.chat.together import Progress, answer_together
+from vlmflow.data.read import read_split
 from vlmflow.errors import UserError
 from vlmflow.evaluation.engines import Settings as Asked
 from vlmflow.evaluation.engines import Source
@@ -32,7 +34,6 @@ from vlmflow.files import read_json
 from vlmflow.models.directory import load_processor
 from vlmflow.models.pictures import picture_lengths
 from vlmflow.models.template import encode_prompt
-from vlmflow.training.samples import read_split
 
 SHORT = Settings(max_new_tokens=12)
 
@@ -87,6 +88,13 @@ def test_sampling_is_repeatable(llava: LocalModel) -> None:
     assert said[0] == said[1] != said[2]
 
 
+def test_sampling_at_once_is_repeatable(llava: LocalModel, tiny_model: Path) -> None:
+    models, asked, settings = [llava, LocalModel(tiny_model.parent)], [question("Say")], Settings(60, 1.0)
+    alone = last(llava.stream(asked, settings)).text
+    *_, both = answer_together(models, asked, settings, True, threading.Event())
+    assert [one.text for one in both] == [alone, alone]
+
+
 def test_all_turns_and_pictures_are_in_the_prompt(model: Path) -> None:
     processor, chat = load_processor(model), LocalModel(model.parent)
     conversation = [
@@ -120,10 +128,14 @@ def test_the_next_turn_is_read_from_where_the_last_ended(model: Path) -> None:
         assert begun < len(chat.prompt(said)) or said == [first]
 
 
-def test_tiles_can_be_limited(model: Path) -> None:
+def test_tiles_can_be_limited_where_there_are_some(model: Path) -> None:
     wide = [question("What?", [red((1000, 500))])]
-    fewer, whole = (len(LocalModel(model.parent, max_tiles=tiles).prompt(wide)) for tiles in (1, None))
-    assert fewer < whole if "internvl" in str(model) else fewer == whole
+    if "internvl" in str(model):
+        fewer, whole = (len(LocalModel(model.parent, max_tiles=tiles).prompt(wide)) for tiles in (1, None))
+        assert fewer < whole
+    else:
+        with pytest.raises(UserError, match="every picture as one tile"):
+            LocalModel(model.parent, max_tiles=1)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +162,11 @@ def test_places_must_fit_the_pictures() -> None:
         ("nowhere", {}, "no such folder"),
         (".", {}, "not a model directory: it has no config.json"),
         (".", {"backend": "vllm"}, "no back end 'vllm'"),
+        (
+            "model",
+            {"adapter": Path()},
+            "not the result of a finetune: .*\n.*results/finetune/NAME",
+        ),
         ("http://127.0.0.1:9/v1", {"max_tiles": 1}, "server's own affair"),
     ],
 )
@@ -157,6 +174,8 @@ def test_what_is_no_model(
     model: str, options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(UserError, match=message):
         open_model(model, **options)
 
@@ -165,14 +184,51 @@ def test_a_model_of_another_family_or_template(tiny_model: Path, tmp_path: Path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     with pytest.raises(UserError, match="a model of type 'qwen2_vl'"):
         open_model(str(tmp_path))
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in tiny_model.parent.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            (copy / file.name).write_bytes(file.read_bytes())
+    copy = foreign(tiny_model, tmp_path)
     (copy / "chat_template.jinja").write_text("{% for message in messages %}{{ message.role }}{% endfor %}")
     with pytest.raises(UserError, match="takes no plain text"):
         open_model(str(copy))
+
+
+def foreign(model: Path, folder: Path) -> Path:
+    """A copy that does not come from the workflow: it has no manifest."""
+    copy = shutil.copytree(model.parent, folder / "copy")
+    (copy / "manifest.json").unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("names", "length", "message"),
+    [
+        ("chat_template.jinja", 0, "it has no chat template"),
+        ("chat_template.jinja", 30, "its chat template cannot be read"),
+        ("tokenizer*.json", 0, "its tokenizer or picture processor cannot be read"),
+        ("processor_config.json", 0, "its tokenizer or picture processor cannot be read"),
+        ("model.safetensors", 0, "its weights cannot be read: OSError"),
+        ("model.safetensors", 100, "its weights cannot be read: SafetensorError"),
+        ("config.json", 2, "its config.json has no text_config"),
+    ],
+)
+def test_a_folder_that_is_not_whole(tiny_model: Path, tmp_path: Path, names: str, length: int, message: str) -> None:
+    """Files that are missing, or end after some bytes."""
+    copy = foreign(tiny_model, tmp_path)
+    for file in copy.glob(names):
+        rest = b'{"model_type": "llava"}' if file.name == "config.json" else file.read_bytes()[:length]
+        file.unlink()
+        if length:
+            file.write_bytes(rest)
+    with pytest.raises(UserError) as raised:
+        last(open_model(str(copy)).stream([question("a")], SHORT))
+    assert message in str(raised.value) and "https" not in str(raised.value)
+    assert Path(str(raised.value.problem.file)) == copy and str(raised.value).count("\n") == 1
+
+
+def test_a_directorys_own_penalties_do_not_count(tiny_model: Path, tmp_path: Path) -> None:
+    copy = foreign(tiny_model, tmp_path)
+    settings = read_json(copy / "generation_config.json")
+    (copy / "generation_config.json").write_text(json.dumps({**settings, "repetition_penalty": 9.0, "min_length": 20}))
+    asked = [question("What?", [red()])]
+    assert last(LocalModel(copy).stream(asked, SHORT)) == last(LocalModel(tiny_model.parent).stream(asked, SHORT))
 
 
 class Echo:
@@ -190,6 +246,8 @@ class Echo:
         if text == "fail":
             raise UserError("failed", "try again")
         self.asked.append(list(messages))
+        if text == "stop at once":
+            raise KeyboardInterrupt
         yield Reply(text[:1])
         if text == "stop":
             raise KeyboardInterrupt
@@ -242,8 +300,22 @@ def test_clear_keeps_the_system_prompt_and_save_no_other_file(tmp_path: Path) ->
     assert "there already" in notes and (tmp_path / "mine").read_text() == "precious"
 
 
+def test_what_is_not_answered_was_not_said(tmp_path: Path) -> None:
+    red().save(tmp_path / "a.png")
+    _, notes, chat = talk("/undo", f"/image {tmp_path}/a.png", "stop at once", "What?", "/undo")
+    assert chat.messages == [] and "[stopped]" in notes
+    assert "no question to take back" in notes and "taken back: <image>\nWhat?" in notes
+
+
+def test_a_file_is_told_by_its_own_name() -> None:
+    _, notes, _ = talk("one", "/save /proc/talk.json")
+    assert "error: /proc/talk.json: cannot be written" in notes
+
+
 def test_answers_do_not_steer_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\nc\x07\td\u202e") == "a[2Jb\nc\td"
+    assert printable("a\x1b[2Jb\nc\x07\td\u202e\u2067\x9b\ud800") == "a[2Jb\nc\td"
+    kept = "10\xa0km\u3000\u200c\u200d\u200f\N{SOFT HYPHEN}\N{FAMILY}"
+    assert printable(kept) == kept
     assert talk("a\x1b]0;title\x07b")[0] == "a]0;titleb\n"
 
 
@@ -268,7 +340,12 @@ def test_stopping_ends_all_answers() -> None:
     stop = threading.Event()
     stop.set()
     *_, progress = answer_together([Echo(), Echo()], [question("hello")], SHORT, False, stop)
-    assert [one.text for one in progress] == ["h", "h"]
+    assert [one.state for one in progress] == ["stopped", "stopped"]
+    stop.clear()
+    for progress in answer_together([Echo(), Echo()], [question("hello")], SHORT, False, stop):
+        if progress[0].text:
+            stop.set()
+    assert progress[1] == Progress("", "stopped", progress[1].seconds) and progress[0].text
 
 
 def test_examples_are_held_out_questions(tiny_data: Path, tmp_path: Path) -> None:
@@ -284,6 +361,11 @@ def test_examples_are_held_out_questions(tiny_data: Path, tmp_path: Path) -> Non
     file = tmp_path / "predictions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert examples_of_predictions(file, 5) == [Example((Path("a.png"),), "What?", "x")]
+    framed = examples_of_predictions(file, 5, "Look. {question} In short:")
+    assert [one.question for one in framed] == ["Look. What? In short:"]
+    (asked,) = questions_of(read_split(tiny_data, "test")[:1], "Look. {question} ", "x")
+    (example, *_) = examples_of_split(tiny_data, "test", 3, "Look. {question} ")
+    assert question(example.question, example.pictures()).text == asked.turns[-1].text
     file.write_text("{}\n")
     with pytest.raises(UserError, match="line 1 is no prediction"):
         examples_of_predictions(file, 5)
@@ -291,5 +373,5 @@ def test_examples_are_held_out_questions(tiny_data: Path, tmp_path: Path) -> Non
 
 def test_an_adapter_is_loaded_over_its_base(tiny_model: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path, seed=1)
-    with pytest.raises(UserError, match="no result of fine-tuning"):
+    with pytest.raises(UserError, match="no result of a training"):
         last(LocalModel(tiny_model.parent, other.parent).stream([question("a")], SHORT))

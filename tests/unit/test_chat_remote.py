@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BytesIO, StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class _Handler(BaseHTTPRequestHandler):
         server.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         server.keys.append(self.headers["Authorization"])
         if server.status != 200:
-            self._send("application/json", json.dumps({"error": {"message": "no"}}).encode(), server.status)
+            told = {"error": {"message": f"no: {self.headers['Authorization']}"}}
+            self._send("application/json", json.dumps(told).encode(), server.status)
             return
         chunks = [{"delta": {"content": word}, "finish_reason": None} for word in WORDS]
         lines = [*chunks, {"delta": {}, "finish_reason": server.finish}]
@@ -143,6 +144,14 @@ def test_what_a_server_refuses(server: Server, status: int, message: str) -> Non
         list(RemoteModel(server.address).stream([question("What?")], Settings()))
 
 
+def test_a_key_that_is_sent_back_is_not_shown(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, " sk-secret\n")
+    server.status = 401
+    with pytest.raises(UserError, match=r"no: Bearer \(key\)") as raised:
+        list(RemoteModel(server.address).stream([question("What?")], Settings()))
+    assert server.keys == ["Bearer sk-secret"] and "sk-secret" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
@@ -166,4 +175,8 @@ def test_the_command_asks_a_server(
     assert capsys.readouterr().out == "The <b>cat</b> \N{CAT FACE}\n"
     monkeypatch.setattr("sys.stdin", StringIO("And\nthis?\n"))
     main(command)
-    assert server.requests[1]["messages"][-1]["content"][1]["text"] == "And\nthis?"
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"Un caf\xe9?\n"), "utf-8"))
+    main(command)
+    main([*command, "--question", "Un caf\udce9?"])
+    asked = [request["messages"][-1]["content"][1]["text"] for request in server.requests[1:]]
+    assert asked == ["And\nthis?", *["Un caf\ufffd?"] * 2]

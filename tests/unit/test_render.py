@@ -124,6 +124,25 @@ def test_headline_and_tables(page: str) -> None:
     assert "finetune/digits" in text
 
 
+def test_what_the_headline_says_is_said_once(tmp_path: Path) -> None:
+    """The headline is the first evaluation that is not general, wherever it stands."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    lines = {label: [prediction(f"r{i}", "y" if label == "after" else "n", str(tmp_path / "a.png")) for i in range(4)]
+             for label in ("before", "after")}  # fmt: skip
+    evaluations = [
+        EvaluationRuns(name, *(write_run(tmp_path / name / label, found) for label, found in lines.items()))
+        for name in ("general", "first", "second")
+    ]
+    evaluations[0].general = True
+    compare({"name": "demo"}, evaluations, tmp_path / "comparison.json")
+    render_report(tmp_path / "comparison.json", evaluations, tmp_path / "index.html", "Digits")
+    page = (tmp_path / "index.html").read_text()
+    said = {part.split("</bdi>")[0]: " got worse, " in part.split("<table")[0] for part in page.split("<h2><bdi>")[1:]}
+    assert said == {"first": False, "second": True, "General ability: general": True}
+    assert "<em>first</em>" in page.split('class="lede"')[1].split("</p>")[0]
+    assert page.count("Links to files lead into the folder of results") == 1
+
+
 def test_pictures_are_embedded_once_and_small(page: str) -> None:
     elements = Elements(page)
     samples, (small, large) = json.loads(elements.scripts[0]), json.loads(elements.scripts[1])

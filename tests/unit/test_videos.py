@@ -275,8 +275,8 @@ def test_a_demuxer_that_wants_another_file_is_refused(tmp_path: Path, monkeypatc
         asked.append(Path(url).name)
         raise PermissionError(url)
 
-    monkeypatch.setattr(videos, "_OPTIONS", {**videos._OPTIONS, "enable_drefs": "1"})
-    monkeypatch.setattr("vlmflow.data.videos._refuse", refuse)
+    monkeypatch.setattr(videos, "OPTIONS", {**videos.OPTIONS, "enable_drefs": "1"})
+    monkeypatch.setattr("vlmflow.data.videos.refuse", refuse)
     with opened(target) as names:
         check_video(tmp_path, "bait.mov")
     assert asked == ["target.mov"]

@@ -14,10 +14,10 @@ rule serve:
         *MODULES["train"],
     threads: 1
     params:
-        split=lambda w: plan.served_split(),
+        options=lambda w: plan.served_options(),
         title=lambda w: plan.served_title(),
     message:
         "Starting the page on which both models answer; Ctrl-C ends it"
     shell:
         f"python {SCRIPTS}/app.py --before {{input.before:q}} --after {{input.after:q}} --data {{input.data:q}}"
-        " --split {params.split:q} --title {params.title:q} 2> >(tee {log:q} >&2)"
+        " {params.options:q} --title {params.title:q} 2> >(tee {log:q} >&2)"

@@ -41,7 +41,7 @@ def open_model(
     if backend != "transformers":
         raise UserError(f"no back end '{backend}'", "there is transformers, or an address: http://127.0.0.1:23333/v1")
     folder = model_folder(Path(model))
-    trained = None if adapter is None else model_folder(adapter, "manifest.json", "the folder of a finetune")
+    trained = adapter and model_folder(adapter, MANIFEST, "the result of a finetune", "results/finetune/NAME")
     from vlmflow.chat.local import LocalModel
 
     return LocalModel(folder, trained, max_tiles)
@@ -53,11 +53,13 @@ def _reads_in_order(folder: Path) -> bool:
     return config.is_file() and read_json(config).get("model_type") == "internvl"
 
 
-def model_folder(path: Path, needs: str = "config.json", what: str = "a model directory") -> Path:
+def model_folder(
+    path: Path, needs: str = "config.json", what: str = "a model directory", like: str = "results/converted/NAME"
+) -> Path:
     """The folder that ``path`` or its manifest names; raises :class:`UserError` unless it has the file ``needs``."""
     folder = path.parent if path.name == MANIFEST else path
     if not folder.is_dir():
-        raise UserError("no such folder", f"name {what}, such as results/converted/NAME", file=path)
+        raise UserError("no such folder", f"name {what}, such as {like}", file=path)
     if not (folder / needs).is_file():
-        raise UserError(f"not {what}: it has no {needs}", "name one such as results/converted/NAME", file=path)
+        raise UserError(f"not {what}: it has no {needs}", f"name one such as {like}", file=path)
     return folder

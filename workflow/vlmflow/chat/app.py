@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,47 @@ from vlmflow.errors import UserError
 LABELS = ("Before", "After")
 _CSS = Path(__file__).with_name("app.css")
 _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-_STATES = {"waiting": "waits", "thinking": "answers …", "cut": "cut at the limit of tokens", "failed": "failed"}
+_MOST_WAITING = 32  # users; each that waits keeps a thread
+_PATIENCE = 0.3  # seconds between looks whether another user has been answered
+_STATES = {
+    "queued": "waits for another user", "waiting": "waits", "thinking": "answers …", "stopped": "stopped",
+    "cut": "cut at the limit of tokens", "failed": "failed",
+}  # fmt: skip
+
+
+@dataclass
+class Asked:
+    """A question on its way: the user may ``stop`` it, and it is ``dropped`` with all answers when he changes it."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    dropped: bool = False
 
 
 class App:
-    """The page for two ``models``, before and after; both answer ``at_once`` or one after the other."""
+    """The page for two ``models``, before and after; both answer ``at_once`` or one after the other.
+
+    So many ``users`` are answered at the same time; the others wait.
+    """
 
     def __init__(
-        self, models: Sequence[Answerer], examples: Sequence[Example], settings: Settings, at_once: bool, title: str
+        self,
+        models: Sequence[Answerer],
+        examples: Sequence[Example],
+        settings: Settings,
+        at_once: bool,
+        users: int,
+        title: str,
     ) -> None:
         self._models, self._examples, self._settings = models, examples, settings
         self._at_once, self._title = at_once, title
-        self._running: dict[str, threading.Event] = {}  # by session
+        self._room = threading.BoundedSemaphore(users)
+        self._asked: dict[str, Asked] = {}  # by session
         self.blocks = self._build()
 
     def launch(self, host: str, port: int | None) -> None:
         """Serve the page until the process ends; no other file of this machine can be read through it."""
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-        self.blocks.queue(default_concurrency_limit=1).launch(
+        self.blocks.queue(default_concurrency_limit=_MOST_WAITING).launch(
             server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
             allowed_paths=[], max_file_size="100mb", footer_links=[], enable_monitoring=False, mcp_server=False,
             theme=theme, css=_CSS.read_text(encoding="utf-8"),
@@ -74,9 +97,10 @@ class App:
                 tokens = gr.Slider(1, max(2048, longest), longest, step=1, label="Longest answer, in tokens")
                 temperature = gr.Slider(0, 2, self._settings.temperature, step=0.05, label="Temperature",
                                         info="0: always the likeliest word")  # fmt: skip
-            gallery.select(self._choose, None, [pictures, text, reference, system], **_PRIVATE)
-            for changed in (text.input, pictures.upload, pictures.delete):
-                changed(lambda: gr.update(visible=False), None, reference, **_PRIVATE)
+            gallery.select(self._choose, None, [pictures, text, reference, system, *answers], queue=False, **_PRIVATE)
+            for changed in (text.input, pictures.upload, pictures.delete):  # "multiple": none comes late, after a click
+                changed(self._change, None, [reference, *answers], queue=False, show_progress="hidden",
+                        trigger_mode="multiple", **_PRIVATE)  # fmt: skip
             gr.on([ask.click, text.submit], self._ask, [pictures, text, system, tokens, temperature], answers,
                   show_progress="hidden", **_PRIVATE)  # fmt: skip
             stop.click(self._stop, None, None, queue=False, **_PRIVATE)
@@ -103,11 +127,29 @@ class App:
             return name
         return f"{name} · {_STATES.get(progress.state) or f'{progress.seconds:.1f} s'}"
 
-    def _choose(self, chosen: gr.SelectData) -> list[Any]:
-        """Pictures, question, reference and system prompt of the example that was clicked."""
+    def _empty(self) -> list[Any]:
+        return [gr.update(value="", label=self._label(index)) for index in range(len(LABELS))]
+
+    def _choose(self, chosen: gr.SelectData, request: gr.Request) -> list[Any]:
+        """Pictures, question, reference and system prompt of the example that was clicked, and no answers."""
         example = self._examples[int(chosen.index)]
+        try:
+            pictures = example.pictures()
+        except UserError as error:
+            raise gr.Error(_shown(error), print_exception=False) from error
         shown = gr.update(value=example.reference, visible=True)
-        return [example.pictures(), example.question, shown, example.system]
+        return [pictures, example.question, shown, example.system, *self._drop(request)]
+
+    def _change(self, request: gr.Request) -> list[Any]:
+        """Another question or picture: no reference and no answers."""
+        return [gr.update(visible=False), *self._drop(request)]
+
+    def _drop(self, request: gr.Request) -> list[Any]:
+        """End what answers the last question; the boxes are empty then."""
+        if asked := self._asked.get(str(request.session_hash)):
+            asked.dropped = True
+            asked.stop.set()
+        return self._empty()
 
     def _ask(
         self,
@@ -119,25 +161,47 @@ class App:
         request: gr.Request,
     ) -> Iterator[list[Any]]:
         """What both answer boxes show, as the answers grow. Fields that nobody touched are None."""
-        text, system = (text or "").strip(), (system or "").strip()
+        asked = self._asked[str(request.session_hash)] = Asked()
+        yield self._empty()
         try:
-            asked = question(text, [open_picture(Path(path)) for path, _ in pictures or []])
-        except UserError as error:
-            raise gr.Error(_shown(error)) from error
-        if not asked.text:
-            raise gr.Error("There is no question yet.")
-        messages = [*([Message("system", system)] if system else []), asked]
-        settings = Settings(int(tokens), float(temperature), self._settings.top_p, self._settings.seed)
-        stop = self._running[str(request.session_hash)] = threading.Event()
-        try:
-            for progress in answer_together(self._models, messages, settings, self._at_once, stop):
+            messages = _messages(text or "", system or "", [Path(path) for path, _ in pictures or []])
+            settings = Settings(int(tokens), float(temperature), self._settings.top_p, self._settings.seed)
+            for progress in self._answers(messages, settings, asked.stop):
+                if asked.dropped:
+                    break
                 yield [gr.update(value=one.text, label=self._label(index, one)) for index, one in enumerate(progress)]
+            if asked.dropped:  # here, too: what was on its way before would be shown after it
+                yield self._empty()
+        except UserError as error:
+            raise gr.Error(_shown(error), print_exception=False) from error
         finally:
-            self._running.pop(str(request.session_hash), None)
+            if self._asked.get(str(request.session_hash)) is asked:
+                del self._asked[str(request.session_hash)]
+
+    def _answers(
+        self, messages: Sequence[Message], settings: Settings, stop: threading.Event
+    ) -> Iterator[Sequence[Progress]]:
+        """How far both are, or that they wait until another user has his answers."""
+        while not self._room.acquire(timeout=_PATIENCE):
+            yield [Progress(state="stopped" if stop.is_set() else "queued")] * len(LABELS)
+            if stop.is_set():
+                return
+        try:
+            yield from answer_together(self._models, messages, settings, self._at_once, stop)
+        finally:
+            self._room.release()
 
     def _stop(self, request: gr.Request) -> None:
-        if running := self._running.get(str(request.session_hash)):
-            running.set()
+        if asked := self._asked.get(str(request.session_hash)):
+            asked.stop.set()
+
+
+def _messages(text: str, system: str, pictures: Sequence[Path]) -> list[Message]:
+    """What the fields of the page ask; as typed, since a space more is another prompt."""
+    asked = question(text, [open_picture(path) for path in pictures])
+    if not asked.text.strip():
+        raise UserError("there is no question yet", "type one")
+    return [*([Message("system", system)] if system.strip() else []), asked]
 
 
 def _shown(error: UserError) -> str:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from vlmflow.chat.conversation import PLACEHOLDER
 from vlmflow.chat.media import open_picture
-from vlmflow.data.records import RecordFile, Turn
+from vlmflow.data.records import Record, RecordFile, Turn
 from vlmflow.errors import UserError
+from vlmflow.evaluation.questions import asked_turns
 from vlmflow.files import read_manifest
 
 _SMALL, _LARGE = 96, 320  # pixels of a preview's longer side
@@ -42,30 +43,31 @@ class Example:
         return picture
 
 
-def examples_of_split(manifest: Path, split: str, count: int) -> list[Example]:
-    """``count`` questions from all over one split of the data set beside ``manifest``."""
+def examples_of_split(manifest: Path, split: str, count: int, prompt: str | None = None) -> list[Example]:
+    """``count`` questions from all over one split of the data set beside ``manifest``, in the words of ``prompt``."""
     read_manifest(manifest)
     usable = [
         example
         for record in RecordFile(manifest.parent / f"{split}.jsonl")
-        if (example := _example(record.turns, [Path(image.path) for image in record.images])) and not record.videos
+        if (example := _example(record.turns, [Path(image.path) for image in record.images], prompt))
+        and not record.videos
     ]
     return _spread(usable, count)
 
 
-def examples_of_predictions(file: Path, count: int) -> list[Example]:
-    """``count`` questions from all over a predictions.jsonl of an evaluation."""
-    return _spread([*_predicted(file)], count)
+def examples_of_predictions(file: Path, count: int, prompt: str | None = None) -> list[Example]:
+    """``count`` questions from all over a predictions.jsonl of an evaluation, in the words of ``prompt``."""
+    return _spread([*_predicted(file, prompt)], count)
 
 
-def _predicted(file: Path) -> Iterator[Example]:
+def _predicted(file: Path, prompt: str | None) -> Iterator[Example]:
     if not file.is_file():
         raise UserError("no such file", "name a predictions.jsonl of results/evaluate", file=file)
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             told = json.loads(line)
             turns = (Turn("user", told["question"]), Turn("assistant", told["reference"]))
-            example = _example(turns, [Path(path) for path in told["images"]])
+            example = _example(turns, [Path(path) for path in told["images"]], prompt)
         except (ValueError, KeyError, TypeError) as error:
             advice = "name a predictions.jsonl of results/evaluate"
             raise UserError(f"line {number} is no prediction: {error!r}", advice, file=file) from error
@@ -73,14 +75,15 @@ def _predicted(file: Path) -> Iterator[Example]:
             yield example
 
 
-def _example(turns: Sequence[Turn], images: list[Path]) -> Example | None:
+def _example(turns: Sequence[Turn], images: list[Path], prompt: str | None) -> Example | None:
     """The example that a record makes; None for several questions, and for pictures in the midst of words."""
     system = turns[0].text if turns[0].role == "system" else ""
     said = turns[1:] if turns[0].role == "system" else turns
     lines = f"{PLACEHOLDER}\n" * len(images)
     if [turn.role for turn in said] != ["user", "assistant"] or not images or not said[0].text.startswith(lines):
         return None
-    question = said[0].text.removeprefix(lines)
+    asked = asked_turns(Record("", (), tuple(said)), prompt)[-1]
+    question = asked.text.removeprefix(lines)
     return None if PLACEHOLDER in question else Example(tuple(images), question, said[1].text, system)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlmflow.chat.answerer import model_folder
-from vlmflow.chat.terminal_command import positive
+from vlmflow.chat.terminal_command import port, positive
 from vlmflow.errors import UserError
 from vlmflow.files import read_json
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("vlmflow serve", description="Start LMDeploy's server for a model; needs a GPU.")
     parser.add_argument("model", type=Path, help="a model directory, such as results/converted/NAME")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default 127.0.0.1: this machine only)")
-    parser.add_argument("--port", type=positive, default=23333, help="default 23333")
+    parser.add_argument("--port", type=port, default=23333, help="default 23333")
     parser.add_argument("--gpus", type=positive, default=1, help="GPUs that the model is spread over (default 1)")
     parser.add_argument("--print", action="store_true", help="print the command, start nothing")
     return parser

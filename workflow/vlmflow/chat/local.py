@@ -5,24 +5,29 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from peft import PeftModel
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from vlmflow.chat.conversation import PLACEHOLDER, Message, Reply, Settings, pictures, turns
 from vlmflow.chat.memory import Read
 from vlmflow.data.records import Turn
+from vlmflow.data.report import shown
 from vlmflow.errors import UserError
 from vlmflow.files import MANIFEST, read_json
 from vlmflow.models.directory import device, load_directory, load_model, load_processor
-from vlmflow.models.pictures import picture_lengths, picture_tiles, pixel_values
+from vlmflow.models.pictures import cuts_into_tiles, picture_lengths, picture_tiles, pixel_values
 from vlmflow.models.template import encode_prompt, picture_token, special_tokens
 from vlmflow.models.template_spans import render
 
 _LOADING = threading.Lock()  # transformers changes torch's defaults while it loads
+_DRAWING = threading.Lock()  # all models draw from torch's one generator: a seed holds for one answer at a time
+_MAKE_ONE = "let the workflow make a model directory of it: `checkpoint` in docs/models.md"
 
 
 class LocalModel:
@@ -34,21 +39,33 @@ class LocalModel:
     def __init__(self, folder: Path, adapter: Path | None = None, max_tiles: int | None = None) -> None:
         self.name = (adapter or folder).resolve().name
         self._folder, self._adapter, self._max_tiles = folder, adapter, max_tiles
-        self._processor = load_processor(folder / MANIFEST)
+        with _readable(folder, "tokenizer or picture processor"):
+            self._processor = load_processor(folder / MANIFEST)
+        if max_tiles is not None and not cuts_into_tiles(self._processor):
+            raise UserError("this model sees every picture as one tile", "leave out --max-tiles", file=folder)
         self._special = sorted(special_tokens(self._processor.tokenizer) - {PLACEHOLDER}, key=len, reverse=True)
-        self._context = int(read_json(folder / "config.json")["text_config"].get("max_position_embeddings", 2048))
+        self._context = _context(folder)
         self._model: Any = None
         self._busy = threading.Lock()
         self._read_before: Read | None = None
-        if "words" not in render(self._processor.tokenizer, [Turn("user", "words")], answer=True):
-            advice = "let the workflow make a model directory of it: `checkpoint` in docs/models.md"
-            raise UserError("its chat template takes no plain text", advice, file=folder / "chat_template.jinja")
+        if not self._processor.tokenizer.chat_template:
+            raise UserError("it has no chat template", _MAKE_ONE, file=folder)
+        with _readable(folder, "chat template"):
+            rendered = render(self._processor.tokenizer, [Turn("user", "words")], answer=True)
+        if "words" not in rendered:
+            raise UserError("its chat template takes no plain text", _MAKE_ONE, file=folder / "chat_template.jinja")
 
     def load(self) -> None:
         """Read the weights, if they are not there yet."""
         with _LOADING:
             if self._model is None:
-                self._model = self._load()
+                with _readable(self._folder, "weights"):
+                    model = self._load()
+                core = model.get_base_model() if isinstance(model, PeftModel) else model
+                ends, pad = core.generation_config.eos_token_id, self._processor.tokenizer.pad_token_id
+                # as in the evaluation: in the place of the directory's own, which may have a penalty on repetition
+                core.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+                self._model = model
 
     def _load(self) -> Any:
         if self._adapter is not None:
@@ -115,18 +132,20 @@ class LocalModel:
     def _generate(self, prompt: list[int], messages: Sequence[Message], settings: Settings, run: _Run) -> None:
         try:
             cache, inputs = self._inputs(prompt, messages)
-            torch.manual_seed(settings.seed)
+            draws = settings.temperature > 0
             sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-            made = self._model.generate(
-                **{name: value.to(self._model.device) for name, value in inputs.items()},
-                past_key_values=cache,
-                max_new_tokens=min(settings.max_new_tokens, self._context - len(prompt)),
-                do_sample=settings.temperature > 0,
-                **(sampling if settings.temperature > 0 else {}),
-                streamer=run,
-                stopping_criteria=StoppingCriteriaList([run.criterion]),
-                return_dict_in_generate=True,
-            )
+            with _DRAWING if draws else nullcontext():
+                torch.manual_seed(settings.seed)
+                made = self._model.generate(
+                    **{name: value.to(self._model.device) for name, value in inputs.items()},
+                    past_key_values=cache,
+                    max_new_tokens=min(settings.max_new_tokens, self._context - len(prompt)),
+                    do_sample=draws,
+                    **(sampling if draws else {}),
+                    streamer=run,
+                    stopping_criteria=StoppingCriteriaList([run.criterion]),
+                    return_dict_in_generate=True,
+                )
             held = made.past_key_values
             ids = made.sequences[0, : held.get_seq_length()].tolist()
             self._read_before = Read(ids, tuple(pictures(messages)), held)
@@ -161,6 +180,29 @@ class LocalModel:
             values = pixel_values(self._processor, seen, self._max_tiles)[before:]
             inputs["pixel_values"] = values.to(self._model.dtype)
         return read and read.cache, inputs
+
+
+@contextmanager
+def _readable(folder: Path, what: str) -> Iterator[None]:
+    """What libraries say of a directory that is no whole model as a :class:`UserError`, without their own advice."""
+    try:
+        yield
+    except UserError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise UserError("too little GPU memory for its weights", "end what else uses the GPU", file=folder) from error
+    except Exception as error:  # transformers, tokenizers, safetensors and Jinja raise many types
+        said = str(error).split("If you were trying")[0].strip().split("\n")[0]
+        reason = f"its {what} cannot be read: {type(error).__name__}: {shown(said, 200)}"
+        raise UserError(reason, f"copy what is missing or damaged, or {_MAKE_ONE}", file=folder) from error
+
+
+def _context(folder: Path) -> int:
+    """The longest sequence that the model reads, in tokens."""
+    text = read_json(folder / "config.json").get("text_config")
+    if not isinstance(text, dict):
+        raise UserError("its config.json has no text_config", _MAKE_ONE, file=folder)
+    return int(text.get("max_position_embeddings", 2048))
 
 
 def _ends(model: Any) -> list[int]:

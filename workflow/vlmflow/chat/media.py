@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import av
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vlmflow.data.images import _FORMATS as PICTURES
+from vlmflow.data.images import FORMATS as PICTURES
 from vlmflow.data.images import MAX_PIXELS
 from vlmflow.data.report import shown
-from vlmflow.data.videos import _FORMATS as VIDEOS
-from vlmflow.data.videos import _OPTIONS as VIDEO_OPTIONS
-from vlmflow.data.videos import _refuse, check_video
+from vlmflow.data.videos import FORMATS as VIDEOS
+from vlmflow.data.videos import OPTIONS as VIDEO_OPTIONS
+from vlmflow.data.videos import check_video, refuse
 from vlmflow.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def video_frames(path: Path, count: int) -> list[Image.Image]:
         with (
             path.open("rb") as file,
             av.open(
-                file, "r", VIDEOS[path.suffix.lower().removeprefix(".")], options=VIDEO_OPTIONS, io_open=_refuse
+                file, "r", VIDEOS[path.suffix.lower().removeprefix(".")], options=VIDEO_OPTIONS, io_open=refuse
             ) as container,
         ):
             cover = av.stream.Disposition.attached_pic

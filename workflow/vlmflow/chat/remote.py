@@ -33,8 +33,9 @@ class RemoteModel:
     def __init__(self, address: str, model: str = "", in_order: bool = False) -> None:
         _check(address)
         self._address, self._in_order = address, in_order
+        self._key = os.environ.get(KEY, "").strip()
         self._client: Any = openai.OpenAI(
-            base_url=address, api_key=os.environ.get(KEY) or "EMPTY", timeout=_PATIENCE, max_retries=0
+            base_url=address, api_key=self._key or "EMPTY", timeout=_PATIENCE, max_retries=0
         )
         self.name = self._find(model)
 
@@ -76,7 +77,8 @@ class RemoteModel:
         yield Reply(text.strip(), cut=finish == "length")
 
     def _trouble(self, error: Exception) -> UserError:
-        said = shown(getattr(error, "message", error), 300)
+        text = str(getattr(error, "message", error))
+        said = shown(text.replace(self._key, "(key)") if self._key else text, 300)  # some servers repeat it
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             return UserError(f"not allowed: {said}", f"put its key into {KEY} (environment)", file=self._address)
         if isinstance(error, openai.APIConnectionError):

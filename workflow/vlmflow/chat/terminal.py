@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ HELP = """\
 /save FILE    write the conversation to a JSON file
 /help         this list
 /exit         leave; so does Ctrl-D. Ctrl-C stops an answer"""
+
+
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""Control characters but tab and line feed, halves of characters, and what turns the direction of all that follows."""
 
 
 @dataclass
@@ -61,32 +66,35 @@ class Chat:
         self.messages = [Message("system", text)] if text else []
         self._files = [[] for _ in self.messages]
 
-    def ask(self, text: str) -> None:
-        """Ask about what is attached and print the answer. Ctrl-C stops it and keeps what there is.
+    def ask(self, text: str) -> bool:
+        """Ask about what is attached and print the answer; False if Ctrl-C stopped it, which keeps what there is.
 
-        Raises :class:`UserError`; nothing was said then.
+        Without an answer, or with a :class:`UserError`, nothing was said, and what is attached stays so.
         """
         if not text and not self._next.media:
             raise UserError("no question", "type one")
         asked = question(text, self._next.media)
-        answer, cut, shown = "", False, 0
+        answer, cut, shown, stopped = "", False, 0, False
         try:
             for reply in self._model.stream([*self.messages, asked], self._settings):
                 answer, cut = reply.text, reply.cut
                 self._print(printable(answer)[shown:])
                 shown = max(shown, len(printable(answer)))
         except KeyboardInterrupt:
+            stopped = True
             self._note(" [stopped]")
         finally:
             if shown:
                 self._print("\n")
-        if not answer:
-            self._note("[the model says nothing]")
         if cut:
             self._note(f"[cut at {self._settings.max_new_tokens} tokens: --max-new-tokens]")
-        self.messages += [asked, Message("assistant", answer)]
-        self._files += [self._next.files, []]
-        self._next = Attached()
+        if answer:
+            self.messages += [asked, Message("assistant", answer)]
+            self._files += [self._next.files, []]
+            self._next = Attached()
+        elif not stopped:
+            self._note("[the model says nothing]")
+        return not stopped
 
     def run(self, lines: Iterator[str]) -> None:
         """Answer lines until they end; what is wrong with one is told, and the next may be better."""
@@ -126,8 +134,10 @@ class Chat:
         return True
 
     def _undo(self) -> None:
-        if self.messages and self.messages[-1].role == "assistant":
-            del self.messages[-2:], self._files[-2:]
+        if not self.messages or self.messages[-1].role != "assistant":
+            raise UserError("there is no question to take back")
+        self._note(f"taken back: {printable(self.messages[-2].text)}")
+        del self.messages[-2:], self._files[-2:]
 
     def _clear(self) -> None:
         self.set_system(self.messages[0].text if self.messages and self.messages[0].role == "system" else "")
@@ -140,7 +150,10 @@ class Chat:
             {"role": message.role, "content": message.text, **({"files": files} if files else {})}
             for message, files in zip(self.messages, self._files, strict=True)
         ]
-        write_json(path, {"model": self._model.name, "messages": said})
+        try:
+            write_json(path, {"model": self._model.name, "messages": said})
+        except OSError as error:  # which would name the file under its name until it is whole
+            raise UserError(f"cannot be written: {error.strerror}", "choose another place", file=path) from error
         self._note(f"saved: {path}")
 
     def _print(self, text: str) -> None:
@@ -151,8 +164,8 @@ class Chat:
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters, which a terminal would obey."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+    """``text`` without what a terminal would obey."""
+    return _OBEYED.sub("", text)
 
 
 def _file(name: str) -> Path:

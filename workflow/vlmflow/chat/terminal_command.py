@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +17,8 @@ from vlmflow.chat.conversation import Settings
 def main(argv: Sequence[str]) -> None:
     """Answer one question (--question, or what is piped in), or talk until the user leaves."""
     options = _parser().parse_args(argv)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     model = open_model(options.model, options.backend, options.adapter, options.max_tiles)
     from vlmflow.chat.terminal import Chat
 
@@ -24,12 +28,10 @@ def main(argv: Sequence[str]) -> None:
         chat.attach_picture(picture)
     for video in options.video:
         chat.attach_video(video)
-    if options.question is not None:
-        chat.ask(options.question)
-    elif not sys.stdin.isatty():
-        chat.ask(sys.stdin.read().strip())
-    else:
+    if options.question is None and sys.stdin.isatty():
         chat.run(_typed_lines())
+    elif not chat.ask(sys.stdin.read().strip() if options.question is None else options.question):
+        sys.exit(130)
 
 
 def _typed_lines() -> Iterator[str]:
@@ -48,8 +50,8 @@ def _typed_lines() -> Iterator[str]:
 def sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add how answers are made."""
     parser.add_argument("--max-new-tokens", type=positive, default=512, help="the longest answer (default 512)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest word")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest words with this probability")
+    parser.add_argument("--temperature", type=_temperature, default=0.0, help="0 (default): always the likeliest word")
+    parser.add_argument("--top-p", type=_share, default=1.0, help="draw from the likeliest words with this probability")
     parser.add_argument("--seed", type=int, default=0, help="of drawing (default 0)")
     parser.add_argument("--max-tiles", type=positive, help="InternVL: tiles of all pictures (default: the model's own)")
 
@@ -66,6 +68,30 @@ def positive(text: str) -> int:
     return value
 
 
+def port(text: str) -> int:
+    """A port that a server can listen at."""
+    if not 1 <= (value := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError("must be between 1 and 65535")
+    return value
+
+
+def text(argument: str) -> str:
+    """An argument with replacement characters for bytes that are no UTF-8."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _temperature(text: str) -> float:
+    if not 0 <= (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("must be 0 or a number above")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vlmflow chat", description="Talk with a model. Ctrl-D or /exit leaves; /help lists what else there is."
@@ -75,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image", type=Path, nargs="+", action="extend", default=[], help="shown with the question")
     parser.add_argument("--video", type=Path, nargs="+", action="extend", default=[], help="shown as --frames pictures")
     parser.add_argument("--frames", type=positive, default=8, help="pictures of each video (default 8)")
-    parser.add_argument("--question", help="ask this, print the answer and leave; so does a question piped in")
-    parser.add_argument("--system", default="", help="system prompt")
+    parser.add_argument("--question", type=text, help="ask this, print the answer and leave; or pipe a question in")
+    parser.add_argument("--system", type=text, default="", help="system prompt")
     parser.add_argument(
         "--backend", default="transformers", help="transformers, or a server: http://127.0.0.1:23333/v1"
     )

@@ -15,10 +15,13 @@ from vlmflow.chat.answerer import Answerer
 from vlmflow.chat.conversation import Message, Settings
 from vlmflow.errors import UserError
 
+ENDED = ("done", "cut", "stopped", "failed")
+"""States of a model that says no more."""
+
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a model is; ``seconds`` since it was asked. ``state`` is waiting, thinking, done, cut or failed."""
+    """How far a model is; ``seconds`` since it was asked. ``state`` is queued, waiting, thinking or one of ENDED."""
 
     text: str = ""
     state: str = "waiting"
@@ -38,7 +41,7 @@ def answer_together(
             running = len(models)
             while running:
                 index, progress[index] = told.get()
-                running -= progress[index].state in ("done", "cut", "failed")
+                running -= progress[index].state in ENDED
                 yield list(progress)
         finally:
             stop.set()
@@ -52,21 +55,24 @@ def _answer(
     stop: threading.Event,
     told: queue.Queue[tuple[int, Progress]],
 ) -> None:
-    started, text, cut = time.monotonic(), "", False
+    started, text, cut, stopped = time.monotonic(), "", False, False
 
     def tell(state: str, text: str) -> None:
         told.put((index, Progress(text, state, time.monotonic() - started)))
 
+    if stop.is_set():
+        tell("stopped", "")
+        return
     tell("thinking", "")
     try:
         replies: Any = model.stream(messages, settings)
         with closing(replies):
             for reply in replies:
                 text, cut = reply.text, reply.cut
-                if stop.is_set():
+                if stopped := stop.is_set():
                     break
                 tell("thinking", text)
-        tell("cut" if cut else "done", text)
+        tell("stopped" if stopped else "cut" if cut else "done", text)
     except UserError as error:
         tell("failed", f"error: {error}")
     except Exception as error:

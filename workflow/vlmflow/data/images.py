@@ -28,7 +28,7 @@ from vlmflow.errors import Problem
 MAX_PIXELS = 100_000_000
 CHECKS = 1
 """Version of what is checked and recorded here: raise it with every change of either, and nothing cached counts."""
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 """Raster formats only: Pillow would hand PostScript to an interpreter."""
 _VARIANTS = {"MPO": "JPEG", "DIB": "BMP"}
 _SMALL = 1 << 16  # bytes of pixels that are hashed as they are
@@ -112,13 +112,13 @@ def _check_unless_known(root: Path, name: str, max_pixels: int, known: Known | N
     except Exception as error:  # a hostile file can make a decoder raise anything
         unknown = isinstance(error, UnidentifiedImageError)  # its message names an object in memory
         reason = f"picture cannot be decoded: {shown(name)}" + ("" if unknown else f": {shown(error, 200)}")
-        return problem(reason, f"it is damaged, or not one of {', '.join(_FORMATS)}; copy or export it again"), None
+        return problem(reason, f"it is damaged, or not one of {', '.join(FORMATS)}; copy or export it again"), None
 
 
 def _decode(content: bytes, name: str, max_pixels: int, problem: functools.partial[Problem]) -> Check:
     too_many = "make it smaller, or raise max_pixels if you trust it"
     try:
-        picture = Pictures.open(BytesIO(content), formats=_FORMATS)
+        picture = Pictures.open(BytesIO(content), formats=FORMATS)
     except Pictures.DecompressionBombError as error:  # Pillow's own limit, which training meets too
         return problem(f"too many pixels: {shown(name)}: {error}", "make it smaller")
     with picture:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-_FORMATS = {
+FORMATS = {
     "mp4": "mov",
     "m4v": "mov",
     "mov": "mov",
@@ -34,7 +34,7 @@ _FORMATS = {
 }
 """Extension -> demuxer. FFmpeg is told which to use: it would take a playlist for a video and open what it names."""
 _MAX_PIXELS = 100_000_000
-_OPTIONS = {"enable_drefs": "0", "protocol_whitelist": "", "max_pixels": str(_MAX_PIXELS)}
+OPTIONS = {"enable_drefs": "0", "protocol_whitelist": "", "max_pixels": str(_MAX_PIXELS)}
 """A QuickTime file may say that its frames are in another one: they are not looked for."""
 _SLACK = 0.1, 0.01  # seconds and share, and a frame, by which a whole file may be shorter than it says: headers round
 _BLOCK = 1 << 18  # bytes read at a time
@@ -83,12 +83,12 @@ def check_video(root: Path, name: str) -> VideoFacts | Problem:
 def _probe(path: Path, name: str) -> VideoFacts:
     import av  # FFmpeg, 35 MB: only data sets with videos load it
 
-    form = _FORMATS.get(path.suffix.lower().removeprefix("."))
+    form = FORMATS.get(path.suffix.lower().removeprefix("."))
     if form is None:
-        raise _RefusedError(f"unknown kind of video: {shown(name)}", f"there is {', '.join(_FORMATS)}")
+        raise _RefusedError(f"unknown kind of video: {shown(name)}", f"there is {', '.join(FORMATS)}")
     with (
         path.open("rb") as file,
-        av.open(file, "r", form, options=_OPTIONS, buffer_size=_BLOCK, io_open=_refuse) as container,
+        av.open(file, "r", form, options=OPTIONS, buffer_size=_BLOCK, io_open=refuse) as container,
     ):
         cover = av.stream.Disposition.attached_pic
         streams = [stream for stream in container.streams.video if not stream.disposition & cover]
@@ -100,12 +100,12 @@ def _probe(path: Path, name: str) -> VideoFacts:
         if stream.width * stream.height > _MAX_PIXELS:
             size = f"{stream.width} x {stream.height}"
             raise _RefusedError(f"too many pixels: {shown(name)} has {size}", "export it with smaller frames")
-        stream.codec_context.options = {"max_pixels": _OPTIONS["max_pixels"]}  # frames may exceed the header
+        stream.codec_context.options = {"max_pixels": OPTIONS["max_pixels"]}  # frames may exceed the header
         frames, duration, upright = _read(container, stream, name)
     return VideoFacts(frames, duration, *upright, bytes.fromhex(sha256_file(path)))
 
 
-def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+def refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
     """Takes FFmpeg's place in opening files: the video itself is open, and nothing else is to be."""
     del flags, options
     raise PermissionError(f"refers to another file: {shown(url)}")

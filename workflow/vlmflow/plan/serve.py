@@ -16,23 +16,33 @@ class ServePlan(Nodes):
 
         Raises :class:`UserError` unless one experiment is chosen, or there is only one.
         """
-        node = self._served_node()
-        finetune = node["finetune"]
+        finetune = self._served_node()["finetune"]
         return {
             "before": self.manifest("models", self.model_of(finetune)),
             "after": self.manifest("converted", finetune),
-            "data": self.manifest("data", self.evaluation(node["evaluations"][0])["dataset"]),
+            "data": self.manifest("data", self._served_evaluation()["dataset"]),
         }
 
-    def served_split(self) -> str:
-        """The split that the first evaluation asks."""
-        split: str = self.evaluation(self._served_node()["evaluations"][0])["split"]
-        return split
+    def served_options(self) -> list[str]:
+        """Options of `vlmflow app` that ask as the evaluation does: an example is answered there as in the report."""
+        node = self._served_evaluation()
+        options = ["--split", node["split"], "--max-new-tokens", str(node["max_new_tokens"])]
+        if node["prompt"] is not None:
+            options += ["--prompt", node["prompt"]]
+        model = self.config["models"][self.model_of(self._served_node()["finetune"])]
+        if node["max_tiles"] is not None and model["family"] == "internvl":  # nothing else has tiles
+            options += ["--max-tiles", str(node["max_tiles"])]
+        return options
 
     def served_title(self) -> str:
         """The experiment's title, else its name."""
         title: str = self._served_node()["title"] or self.experiments()[0]
         return title
+
+    def _served_evaluation(self) -> dict[str, Any]:
+        """The evaluation of the report's headline: the first that is not general."""
+        nodes = [self.evaluation(name) for name in self._served_node()["evaluations"]]
+        return next((node for node in nodes if not node["general"]), nodes[0])
 
     def _served_node(self) -> dict[str, Any]:
         names = self.experiments()

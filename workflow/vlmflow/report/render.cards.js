@@ -45,13 +45,13 @@ function overlay(boxes) {
 function frame(sample, height, enlarges) {
   const made = element(enlarges ? "button" : "div", "pictures", sample.pictures.length ? "" : "no picture");
   if (enlarges) Object.assign(made, { type: "button", title: "Enlarge" });
+  made.style.setProperty("--height", `${height}px`);
   const tiny = Number(byId("cards").dataset.tiny);
   sample.pictures.forEach((number, position) => {
     const [src, wide, high] = picture(number) ?? [];
     if (!src) return;
     const shot = element("span", "shot");
-    shot.style.flexBasis = `${Math.round((height * wide) / high)}px`;
-    shot.style.aspectRatio = `${wide} / ${high}`;
+    shot.style.setProperty("--ratio", wide / high);
     const alt = sample.pictures.length > 1 ? `picture ${position + 1} of ${sample.id}` : `picture of ${sample.id}`;
     const image = element("img", Math.max(wide, high) <= tiny ? "tiny" : "");
     Object.assign(image, { decoding: "async", width: wide, height: high, alt, src });

@@ -54,7 +54,7 @@ def render_report(
     context = {
         "title": title,
         "experiment": found["experiment"],
-        "headline": compared[0],
+        "headline": next(one for one in compared if one["evaluation"] == found["headline"]["evaluation"]),
         "evaluations": [one for one in compared if not one["general"]],
         "general": [one for one in compared if one["general"]],
         "several": len(compared) > 1,
