@@ -9,18 +9,15 @@ from typing import Any
 
 import pytest
 from PIL import Image as Pictures
-from test_config import DEMO, edited
 from test_generate import KEY, Reply, Server, completion, error, limited, server
 
-from vlmflow.config import resolve
 from vlmflow.data.records import Image, Record, Turn, write_records
 from vlmflow.endpoint.reply import WrongFormError
 from vlmflow.errors import UserError
-from vlmflow.evaluation.judge import judge_contradictions, read_judged
+from vlmflow.evaluation.judge import read_judged
 from vlmflow.evaluation.judge.judging import judge_answers
 from vlmflow.evaluation.judge.prompt import DEFAULT, full_prompt, instructions, read_verdict
 from vlmflow.files import sha256_file, write_json, write_manifest
-from vlmflow.plan.judge import JudgePlan
 
 __all__ = ["server"]
 MODEL = "judge-2026-01-01"
@@ -277,33 +274,3 @@ def test_a_damaged_judged_file_is_named(tmp_path: Path) -> None:
 
 
 # --- configuration ---------------------------------------------------------------------------------------------------
-
-
-def configured(**node: Any) -> dict[str, Any]:
-    """The demo with one more evaluation."""
-    return edited("evaluations.e", {"dataset": next(iter(DEMO["datasets"])), **node})
-
-
-def test_metric_and_judge_belong_together() -> None:
-    nodes = {
-        "both": {"metrics": ["contains", "judge"], "judge": {}}, "none": {"metrics": ["contains"]},
-        "alone": {"metrics": ["judge"]}, "idle": {"metrics": ["contains"], "judge": {}},
-    }  # fmt: skip
-    problems = list(judge_contradictions({"evaluations": nodes}))
-    assert [problem.split(":")[0] for problem in problems] == ["evaluations.alone.metrics", "evaluations.idle.judge"]
-
-
-def test_limits_and_requests_are_parameters_of_their_own() -> None:
-    judge_node = {"endpoint": "http://127.0.0.1:1/v1", "model": "m", "key_variable": "MY_KEY"}
-    plan = JudgePlan(configured(metrics=["contains", "judge"], judge=judge_node))
-    assert plan.judged_inputs("e", "model-m") == ["results/evaluate/e/model-m/judged.json"]
-    assert "parallel" in plan.judge_limits("e") and "parallel" not in plan.judge_params("e")
-    assert json.loads(plan.judge_params("e"))["judge"]["temperature"] == 0
-    assert plan.judge_keys() == ["MY_KEY"]
-    assert JudgePlan(configured(metrics=["contains"])).judged_inputs("e", "model-m") == []
-
-
-@pytest.mark.parametrize("node", [{"model": "m"}, {"endpoint": "ftp://a", "model": "m"}, {"prompts": "a"}])
-def test_a_wrong_judge_is_refused(node: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="judge"):
-        resolve(configured(metrics=["judge"], judge=node))
