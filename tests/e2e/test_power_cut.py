@@ -25,7 +25,7 @@ CONFIG = {
     "datasets": {"a": _DATASET, "b": {**_DATASET, "limit": 1}},
     "models": {"tiny": {"family": "llava", "language": _WEIGHTS, "vision": _WEIGHTS}},
     "finetunes": {"second": {"init": "tiny", "datasets": ["a"]}},
-    "evaluations": {"c": {"dataset": "b"}},
+    "evaluations": {"c": {"dataset": "b", "split": "train"}},
     "experiments": {"one": {"finetune": "second", "evaluations": ["c"]}},
 }
 MANIFESTS = ("results/data/a/manifest.json", "results/data/b/manifest.json")
