@@ -33,11 +33,11 @@ class Evaluation:
     data: Path
     root: Path
 
-    def start(self, name: str, shard: str, how: str = "forkserver") -> BaseProcess:
-        """Ask one part, in batches of two, in a process of its own; it has all modules but with ``how`` spawn."""
+    def start(self, name: str, shard: str) -> BaseProcess:
+        """Ask one part, in batches of two, in a process of its own, which has all modules."""
         arguments = (CONFIG, self.model, CHECKPOINT, self.data, shard, 2, self.root / name / "cache",
                      self.answers(name, shard))  # fmt: skip
-        asking = multiprocessing.get_context(how).Process(target=ask_transformers, args=arguments)
+        asking = multiprocessing.get_context("forkserver").Process(target=ask_transformers, args=arguments)
         asking.start()
         return asking
 
@@ -118,9 +118,9 @@ def test_killed_while_it_asks(evaluation: Evaluation) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_moments(evaluation: Evaluation) -> None:
-    """Twenty times, loading included; one part or both; evaluations that end in the meantime are begun anew."""
+    """Twenty times; one part or both; evaluations that end in the meantime are begun anew."""
     moments, kills, asking_then, runs = random.Random(0), 0, 0, 0
-    started, timed = time.monotonic(), evaluation.start("timed", SHARDS[0], "spawn")
+    started, timed = time.monotonic(), evaluation.start("timed", SHARDS[0])
     timed.join()
     seconds = time.monotonic() - started
     while kills < 20:
@@ -128,7 +128,7 @@ def test_killed_at_random_moments(evaluation: Evaluation) -> None:
         while kills < 20 and len(list(evaluation.root.glob(f"{name}/e/*/answers/*.json"))) < len(SHARDS):
             before = evaluation.kept(name)
             shards = moments.choice([SHARDS, SHARDS[:1], SHARDS[1:]])
-            chosen = [evaluation.start(name, shard, "spawn") for shard in shards]
+            chosen = [evaluation.start(name, shard) for shard in shards]
             time.sleep(moments.uniform(0, seconds))
             killed = [kill(asking) for asking in chosen]
             kills += any(killed)

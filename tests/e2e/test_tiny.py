@@ -121,7 +121,7 @@ def again(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = subprocess.Popen(["snakemake", *TINY, "--", *answers], cwd=folder, start_new_session=True, env=ENVIRONMENT,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     state = folder / "results" / "tiny" / "checkpoints" / "finetune" / "qlora"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not list(state.glob("*/checkpoint-*/trainer_state.json")):
         assert run.poll() is None, "ended before it could be interrupted"
         assert time.monotonic() < deadline
