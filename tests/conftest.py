@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ from vlmflow.models.build import build_model
 from vlmflow.tokens.count import count_tokens
 
 ANSWERS = ("red", "green", "blue", "white")
+
+# A shell that runs tests in its background has them ignore Ctrl-C, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
