@@ -41,6 +41,7 @@ class Inputs:
 
     def __init__(self, model: Path, settings: Settings, dtype: torch.dtype) -> None:
         self._settings, self._processor = settings, load_processor(model)
+        self.tokenizer = self._processor.tokenizer
         self._context = context_length(read_json(model.parent / "config.json")["text_config"])
         self._pool: Executor
         if torch.cuda.is_available():
@@ -62,7 +63,7 @@ class Inputs:
 
         Raises :class:`UserError` for one that does not fit into the model's context together with its answer.
         """
-        texts, tiles = count(self._processor.tokenizer, [each.turns for each in questions]), self._settings.max_tiles
+        texts, tiles = count(self.tokenizer, [each.turns for each in questions]), self._settings.max_tiles
         pictures = (sum(picture_lengths(self._processor, each.sizes, tiles)) for each in questions)
         found = [counted.text + tokens for counted, tokens in zip(texts, pictures, strict=True)]
         for question, length in zip(questions, found, strict=True):

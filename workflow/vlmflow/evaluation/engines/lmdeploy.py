@@ -23,7 +23,6 @@ from vlmflow.evaluation.engines import Settings, Source, decode, end_tokens, pro
 from vlmflow.evaluation.engines.inputs import Inputs
 from vlmflow.evaluation.questions import Question
 from vlmflow.files import read_json
-from vlmflow.models.directory import load_processor
 from vlmflow.models.template import picture_token
 
 _PATIENCE = 600.0  # seconds without any answer, after which the engine counts as dead
@@ -53,7 +52,7 @@ class LmdeployEngine:
         self.pipe = pipeline(str(folder), backend_config=engine, chat_template_config=template, log_level="ERROR")
         self.pipe.async_engine.prompt_processor.get_prompt_input = self._prompt_input
         self._greedy = GenerationConfig(max_new_tokens=settings.max_new_tokens, do_sample=False)
-        self._tokenizer = load_processor(source.model).tokenizer
+        self._tokenizer = self._inputs.tokenizer
         self._picture_token = self._tokenizer.convert_tokens_to_ids(picture_token(self._tokenizer))
         self._ends = end_tokens(folder)
         self._several = gpus > 1

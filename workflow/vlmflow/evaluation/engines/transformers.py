@@ -21,7 +21,7 @@ from vlmflow.evaluation.engines.inputs import Inputs, Made
 from vlmflow.evaluation.questions import Question
 from vlmflow.files import read_json
 from vlmflow.models.adapted import load_adapted
-from vlmflow.models.directory import device, load_model, load_processor
+from vlmflow.models.directory import device, load_model
 from vlmflow.training.parts import check_base, load_parts
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class TransformersEngine:
         self._inputs = Inputs(source.model, settings, dtype)
         self._model = _load(source, dtype)
         self._ends = end_tokens(source.model.parent)
-        self._tokenizer = load_processor(source.model).tokenizer
+        self._tokenizer = self._inputs.tokenizer
         pad = self._tokenizer.pad_token_id
         self._pad = next(iter(self._ends)) if pad is None else pad
         core = self._model.get_base_model() if isinstance(self._model, PeftModel) else self._model
